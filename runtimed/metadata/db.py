@@ -1,0 +1,193 @@
+"""The metadata database: transactions for functions that take one.
+
+``<root>/metadata.db`` is SQLite in WAL mode. Readers have a connection per thread and never wait for the writer. One
+thread writes; what queues up while it works is committed together, so that many small writes share one sync to disk,
+and each is acknowledged only after that sync (``synchronous=FULL``): an acknowledged write survives a power cut.
+"""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from runtimed.errors import DataLoss, Internal, ResourceExhausted, RuntimedError, Unavailable
+from runtimed.metadata.migrations import migrate
+from runtimed.threads import blocking
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Tx = sqlite3.Connection  # with a transaction open; functions that take it never commit
+
+_MOST_IN_A_COMMIT = 128
+_BUSY_TIMEOUT_S = 5.0
+
+
+class Database:
+    """Reads in any thread, writes in one; open for as long as the daemon runs."""
+
+    def __init__(self, path: Path) -> None:
+        """Open (or make) the database and bring its schema up to date. Blocks.
+
+        Raises:
+            DataLoss: the file is not a database, or damaged.
+            FailedPrecondition: written by a newer version.
+        """
+        self._path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        with sqlite_errors():
+            conn = self._connect()
+            migrate(conn)
+        self._queue: queue.SimpleQueue[tuple[Callable[[Tx], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._writer = threading.Thread(target=self._write_loop, args=(conn,), name="metadata-writer", daemon=True)
+        self._writer.start()
+
+    async def read(self, func: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return ``func(tx, *args)`` of one consistent state of the database."""
+
+        def run() -> T:
+            with self.reading() as tx:
+                return func(tx, *args, **kwargs)
+
+        return await blocking(run)
+
+    async def write(self, func: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return ``func(tx, *args)`` once its writes are on disk; if it raises, none of them happened.
+
+        A cancelled caller still waits for a write that has begun, and one that has not begun never happens.
+        """
+        submitted = self.submit(func, *args, **kwargs)
+        future = asyncio.wrap_future(submitted)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            submitted.cancel()
+            while not submitted.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            if future.done() and not future.cancelled():
+                future.exception()  # seen; the cancellation is what the caller hears
+            raise
+
+    def submit(self, func: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queue a write from blocking code; ``.result()`` is as :meth:`write`."""
+        future: Future[T] = Future()
+        with self._guard:
+            if self._closed:
+                raise Unavailable("metadata database is closed: the daemon is stopping")
+            self._queue.put((lambda tx: func(tx, *args, **kwargs), future))
+        return future
+
+    @contextmanager
+    def reading(self) -> Iterator[Tx]:
+        """Hold a read transaction of this thread open: everything read in it is of one state."""
+        conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
+        with sqlite_errors():
+            if conn is None:
+                conn = self._local.conn = self._connect()
+            conn.execute("BEGIN")
+            try:
+                yield conn
+            finally:
+                if conn.in_transaction:
+                    conn.execute("ROLLBACK")  # nothing was written
+
+    def close(self) -> None:
+        """Finish what is queued, then close every connection. Call when no reader is left. Blocks."""
+        with self._guard:
+            self._closed = True
+            self._queue.put(None)
+        self._writer.join()
+        with self._guard:
+            for conn in self._connections:
+                conn.close()
+            self._connections.clear()
+
+    def _connect(self) -> sqlite3.Connection:
+        conn = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        with self._guard:
+            self._connections.append(conn)
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute("PRAGMA synchronous = FULL")
+        conn.execute("PRAGMA foreign_keys = ON")
+        return conn
+
+    def _write_loop(self, conn: sqlite3.Connection) -> None:
+        while (item := self._queue.get()) is not None:
+            batch = [item]
+            # What has queued up meanwhile joins this commit. The None that ends the loop must stay behind it.
+            stop = False
+            while len(batch) < _MOST_IN_A_COMMIT and not stop:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    stop = True
+                else:
+                    batch.append(following)
+            _commit_together(conn, batch)
+            if stop:
+                return
+
+
+def _commit_together(conn: sqlite3.Connection, batch: list[tuple[Callable[[Tx], Any], Future[Any]]]) -> None:
+    """Run each function under a savepoint of one transaction; answer them all after the commit."""
+    batch = [(func, future) for func, future in batch if future.set_running_or_notify_cancel()]
+    answers: list[Callable[[], None]] = []
+    try:
+        with sqlite_errors():
+            conn.execute("BEGIN IMMEDIATE")
+            for func, future in batch:
+                conn.execute("SAVEPOINT one")
+                try:
+                    with sqlite_errors():
+                        result = func(conn)
+                except BaseException as exc:
+                    if not conn.in_transaction:  # SQLite gave the whole transaction up (disk full, I/O error)
+                        raise
+                    conn.execute("ROLLBACK TO one")
+                    answers.append(lambda future=future, exc=exc: future.set_exception(exc))  # type: ignore[misc]
+                else:
+                    answers.append(lambda future=future, result=result: future.set_result(result))  # type: ignore[misc]
+                conn.execute("RELEASE one")
+            conn.execute("COMMIT")
+    except BaseException as exc:
+        if conn.in_transaction:
+            with suppress(sqlite3.Error):
+                conn.execute("ROLLBACK")
+        for _, future in batch:
+            future.set_exception(exc)
+        return
+    for answer in answers:
+        answer()
+
+
+@contextmanager
+def sqlite_errors() -> Iterator[None]:
+    """Raise what SQLite says of the disk as our own errors; integrity errors pass, store functions expect them."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.DatabaseError as exc:
+        raise _translated(exc) from exc
+
+
+def _translated(exc: sqlite3.DatabaseError) -> RuntimedError:
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return ResourceExhausted("metadata database: no space left on the device; free some and try again")
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return DataLoss(f"metadata database: {exc}")
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return Unavailable(f"metadata database: {exc}")
+    return Internal(f"metadata database: {exc}")

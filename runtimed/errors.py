@@ -162,3 +162,12 @@ def os_errors(subject: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise from_os_error(exc, subject) from exc
+
+
+@contextmanager
+def about(subject: str) -> Iterator[None]:
+    """Say of an error of ours, which keeps its class, that it is about *subject*."""
+    try:
+        yield
+    except RuntimedError as exc:
+        raise type(exc)(f"{subject}: {exc}") from exc

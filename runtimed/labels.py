@@ -1,6 +1,6 @@
 """Label keys that mean something to the daemon or to its clients, and how labels are updated.
 
-All keys are containerd's, but for the last.
+All keys are containerd's, but for those of runtimed.io.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ SNAPSHOT_REF = "containerd.io/snapshot.ref"  # on Prepare: the chain ID that is 
 DEFAULT_RUNTIME = "containerd.io/defaults/runtime"
 DEFAULT_SNAPSHOTTER = "containerd.io/defaults/snapshotter"
 
+PULL = "runtimed.io/pull"  # on a lease: a pull of this daemon holds it
 LOG_URI = "runtimed.io/log"  # on a container: where `rctl run -d` sends its output, file:///...
 
 

@@ -3,12 +3,16 @@
 ``<root>/metadata.db`` is SQLite in WAL mode. Readers have a connection per thread and never wait for the writer. One
 thread writes; what queues up while it works is committed together, so that many small writes share one sync to disk,
 and each is acknowledged only after that sync (``synchronous=FULL``): an acknowledged write survives a power cut.
+
+On a full disk a write is ResourceExhausted, and nothing of it happened. Those that :func:`frees` marks then get the
+space of ``<root>/metadata.db-reserve``, so that deleting goes on with no byte free.
 """
 
 import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -17,15 +21,27 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from runtimed.errors import DataLoss, Internal, ResourceExhausted, RuntimedError, Unavailable
 from runtimed.metadata.migrations import migrate
+from runtimed.metadata.reserve import Reserve
 from runtimed.threads import blocking
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 Tx = sqlite3.Connection  # with a transaction open; functions that take it never commit
 
 _MOST_IN_A_COMMIT = 128
+_REFILL_S = 1.0  # how often to look for space for the reserve, once it was used
 _BUSY_TIMEOUT_S = 5.0
+
+
+_Item = tuple[Callable[[Tx], Any], Future[Any], bool]  # a write, its answer, whether it may use the reserve
+
+
+def frees(func: F) -> F:
+    """Mark a function of ``tx`` that only removes: it may use the reserve when the disk is full."""
+    func.__dict__["frees"] = True
+    return func
 
 
 class Database:
@@ -42,10 +58,16 @@ class Database:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
-        with sqlite_errors():
-            conn = self._connect()
-            migrate(conn)
-        self._queue: queue.SimpleQueue[tuple[Callable[[Tx], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._reserve = Reserve(path.with_name(f"{path.name}-reserve"))
+        try:
+            conn = self._open()
+        except RuntimedError:
+            if not self._reserve.release():
+                raise
+            conn = self._open()  # opening takes some space too
+        self._reserve.fill()
+        self._refilled = time.monotonic()
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
         self._writer = threading.Thread(target=self._write_loop, args=(conn,), name="metadata-writer", daemon=True)
         self._writer.start()
@@ -70,10 +92,10 @@ class Database:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             submitted.cancel()
-            while not submitted.done():
+            while not future.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([future])
-            if future.done() and not future.cancelled():
+            if not future.cancelled():
                 future.exception()  # seen; the cancellation is what the caller hears
             raise
 
@@ -81,14 +103,14 @@ class Database:
         """Queue a write from blocking code; ``.result()`` is as :meth:`write`."""
         future: Future[T] = Future()
         with self._guard:
-            if self._closed:
-                raise Unavailable("metadata database is closed: the daemon is stopping")
-            self._queue.put((lambda tx: func(tx, *args, **kwargs), future))
+            self._check_open()
+            self._queue.put((lambda tx: func(tx, *args, **kwargs), future, getattr(func, "frees", False)))
         return future
 
     @contextmanager
     def reading(self) -> Iterator[Tx]:
         """Hold a read transaction of this thread open: everything read in it is of one state."""
+        self._check_open()
         conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
         with sqlite_errors():
             if conn is None:
@@ -106,13 +128,33 @@ class Database:
             self._closed = True
             self._queue.put(None)
         self._writer.join()
+        self._close_connections()
+
+    def _close_connections(self) -> None:
         with self._guard:
             for conn in self._connections:
                 conn.close()
             self._connections.clear()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("metadata database is closed: the daemon is stopping")
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            with sqlite_errors():
+                conn = self._connect()
+                migrate(conn)
+        except BaseException:
+            self._close_connections()
+            raise
+        return conn
+
     def _connect(self) -> sqlite3.Connection:
-        conn = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        try:
+            conn = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        except sqlite3.OperationalError as exc:
+            raise Internal(f"metadata database {self._path}: {exc}") from exc
         with self._guard:
             self._connections.append(conn)
         conn.execute("PRAGMA journal_mode = WAL")
@@ -134,19 +176,42 @@ class Database:
                     stop = True
                 else:
                     batch.append(following)
-            _commit_together(conn, batch)
+            if batch := [item for item in batch if item[1].set_running_or_notify_cancel()]:
+                self._commit(conn, batch)
             if stop:
                 return
 
+    def _commit(self, conn: sqlite3.Connection, batch: list[_Item]) -> None:
+        """Commit *batch* and answer everybody in it. Those that free space get what there is on a full disk."""
+        failure = _commit_together(conn, batch)
+        if isinstance(failure, ResourceExhausted):
+            freeing = [item for item in batch if item[2]]
+            batch = [item for item in batch if not item[2]]
+            if freeing:
+                self._reserve.release()
+                _fail(freeing, _commit_together(conn, freeing))
+        _fail(batch, failure)
+        if time.monotonic() - self._refilled > _REFILL_S:
+            self._reserve.fill()
+            self._refilled = time.monotonic()
 
-def _commit_together(conn: sqlite3.Connection, batch: list[tuple[Callable[[Tx], Any], Future[Any]]]) -> None:
-    """Run each function under a savepoint of one transaction; answer them all after the commit."""
-    batch = [(func, future) for func, future in batch if future.set_running_or_notify_cancel()]
+
+def _fail(batch: list[_Item], failure: BaseException | None) -> None:
+    if failure is not None:
+        for _, future, _ in batch:
+            future.set_exception(failure)
+
+
+def _commit_together(conn: sqlite3.Connection, batch: list[_Item]) -> BaseException | None:
+    """Run each function under a savepoint of one transaction; answer them all after the commit.
+
+    Return what made the whole transaction fail: then nothing happened, and nobody has been answered.
+    """
     answers: list[Callable[[], None]] = []
     try:
         with sqlite_errors():
             conn.execute("BEGIN IMMEDIATE")
-            for func, future in batch:
+            for func, future, _ in batch:
                 conn.execute("SAVEPOINT one")
                 try:
                     with sqlite_errors():
@@ -164,11 +229,10 @@ def _commit_together(conn: sqlite3.Connection, batch: list[tuple[Callable[[Tx], 
         if conn.in_transaction:
             with suppress(sqlite3.Error):
                 conn.execute("ROLLBACK")
-        for _, future in batch:
-            future.set_exception(exc)
-        return
+        return exc
     for answer in answers:
         answer()
+    return None
 
 
 @contextmanager

@@ -1,0 +1,100 @@
+"""What happens around every RPC: errors become statuses, and the request is logged once, at debug."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from runtimed.errors import RuntimedError
+from runtimed.services.context import Context
+
+log = logging.getLogger(__name__)
+
+_STATUS = {status.value[0]: status for status in grpc.StatusCode}
+
+# The message travels as a header, and clients drop a response whose headers exceed 8 KiB or so.
+_LONGEST_MESSAGE = 4096  # bytes; what is not ASCII takes three times as many on the wire
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Answers a RuntimedError with its gRPC status, so that servicers only raise.
+
+    Any other exception is a bug: logged with its traceback, UNKNOWN on the wire with nothing of the inside in it. A
+    cancelled call stays cancelled.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None  # no such method; grpc answers UNIMPLEMENTED
+        requests = "stream" if handler.request_streaming else "unary"
+        responses = "stream" if handler.response_streaming else "unary"
+        method = getattr(handler, f"{requests}_{responses}")
+        make = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
+        wrap = _stream if handler.response_streaming else _unary
+        wrapped = wrap(method, str(handler_call_details.method))
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: Context) -> Any:
+        async with _answered(name, context):
+            return await method(request, context)
+
+    return call
+
+
+def _stream(method: Callable[..., Any], name: str) -> Callable[..., AsyncIterator[Any]]:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with _answered(name, context):
+            answers = method(request, context)
+            if not hasattr(answers, "__aiter__"):
+                await answers  # the other style that grpc.aio knows: the method writes to the context itself
+                return
+            try:
+                async for answer in answers:
+                    yield answer
+            finally:
+                if hasattr(answers, "aclose"):
+                    await answers.aclose()
+
+    return call
+
+
+@asynccontextmanager
+async def _answered(name: str, context: Context) -> AsyncIterator[None]:
+    started = time.monotonic()
+    code = "CANCELLED"  # unless it gets to an end
+    try:
+        yield
+        code = "OK"
+    except RuntimedError as exc:
+        code = _STATUS[exc.code].name
+        await context.abort(_STATUS[exc.code], _shortened(str(exc)))
+    except NotImplementedError:  # what the generated base class of a servicer does in the methods we do not have
+        code = "UNIMPLEMENTED"
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not implemented")
+    except grpc.aio.AbortError:  # the servicer has answered itself (health, reflection)
+        code = "ABORTED BY SERVICER"
+        raise
+    except Exception as exc:
+        code = "UNKNOWN"
+        log.exception("request failed unexpectedly", extra={"method": name})
+        message = f"unexpected {type(exc).__name__} in the daemon; its log has the details"
+        await context.abort(grpc.StatusCode.UNKNOWN, message)
+    finally:
+        took_ms = round((time.monotonic() - started) * 1000, 3)
+        log.debug("request", extra={"method": name, "code": code, "took_ms": took_ms})
+
+
+def _shortened(message: str) -> str:
+    longest = _LONGEST_MESSAGE if message.isascii() else _LONGEST_MESSAGE // 12
+    return message if len(message) <= longest else f"{message[:longest]}..."

@@ -1,0 +1,31 @@
+"""A real gRPC server on a unix socket, with the daemon's interceptor, for the services a test registers."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from runtimed.services.interceptors import ErrorInterceptor
+
+_LARGEST = 16 << 20
+_OPTIONS = [("grpc.max_receive_message_length", _LARGEST), ("grpc.max_send_message_length", _LARGEST)]
+
+NAMESPACE = (("containerd-namespace", "default"),)
+
+
+@asynccontextmanager
+async def served(path: Path, *register: Callable[[Any], object]) -> AsyncIterator[grpc.aio.Channel]:
+    """Serve on the socket *path* what each of *register* adds to the server; yield a channel to it."""
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    for one in register:
+        one(server)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{path}", options=_OPTIONS) as channel:
+            yield channel
+    finally:
+        await server.stop(grace=None)

@@ -1,0 +1,89 @@
+"""What the daemon and a worker process say to each other: a JSON object a line, over a socket pair."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtimed.mounts import Mount
+
+
+class Apply(msgspec.Struct, frozen=True, kw_only=True, tag="apply"):
+    """Extract the layer *blob* over what *mounts* show on *mountpoint*, durably."""
+
+    blob: Path
+    media_type: str
+    mounts: tuple[Mount, ...]
+    mountpoint: Path  # an existing empty directory; each worker mounts in a mount namespace of its own
+
+
+class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
+    """Append what *url* has from *offset* (bytes) on to the file *path*, until it holds *size* bytes of *digest*.
+
+    The file is cut to *offset* first. *headers* go to the host of *url* only.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+    path: Path
+    offset: int
+    size: int
+    digest: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """A job goes on; *offset* is the size of the file so far, in bytes. At most ten a second."""
+
+    offset: int
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    """A job succeeded: the digest of a fetched file or the diff ID of an applied layer, and its size in bytes."""
+
+    digest: str
+    size: int
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """A job failed: an error of runtimed.errors by its code; with a traceback if it is a bug."""
+
+    code: int
+    message: str
+    traceback: str = ""
+
+
+Job = Apply | Fetch
+Answer = Progress | Done | Failed
+
+
+def subject_of(job: Job) -> str:
+    """Return what *job* is called in errors."""
+    return f"layer {job.blob.name}" if isinstance(job, Apply) else f"fetching {job.digest}"
+
+
+def _to_path(kind: type, value: Any) -> Any:
+    return kind(value)
+
+
+_encoder = msgspec.json.Encoder(enc_hook=os.fspath)
+_jobs = msgspec.json.Decoder(Job, dec_hook=_to_path)
+_answers = msgspec.json.Decoder(Answer, dec_hook=_to_path)
+
+
+def encode(message: Job | Answer) -> bytes:
+    """Return *message* as a line."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_job(line: bytes) -> Job:
+    """Return the job in *line*."""
+    job: Job = _jobs.decode(line)
+    return job
+
+
+def decode_answer(line: bytes) -> Answer:
+    """Return the answer in *line*."""
+    answer: Answer = _answers.decode(line)
+    return answer

@@ -1,0 +1,147 @@
+"""The worker processes: started when there is work, replaced when they die, ended when idle.
+
+Layer bytes are handled there and never in the daemon, so that neither a bad layer nor much work stops it from
+answering.
+"""
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from runtimed.diff.apply import Applied
+from runtimed.errors import FailedPrecondition, InvalidArgument, from_code
+from runtimed.mounts import Mount
+from runtimed.workers import jobs
+from runtimed.workers.jobs import Fetch
+from runtimed.workers.worker import Worker
+
+__all__ = ["Fetch", "Pool"]
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 60.0
+_FETCHES_PER_APPLY = 3  # fetching waits for the network most of the time; a slow registry must not hold up the rest
+
+
+class Pool:
+    """Runs jobs in worker processes: *count* layers are applied at a time, and three times as many fetched.
+
+    A job whose caller is cancelled is over when the call returns: its process has been killed, and nothing that it
+    mounted is left. *mountpoint* is a directory for the workers to mount on, each in a mount namespace of its own, so
+    nobody else sees anything there; without it, :meth:`start` makes one in the directory for temporary files.
+    """
+
+    def __init__(self, count: int = 2, *, mountpoint: Path | None = None, idle_s: float = _IDLE_S) -> None:
+        self._applying = asyncio.Semaphore(count)
+        self._fetching = asyncio.Semaphore(count * _FETCHES_PER_APPLY)
+        self._mountpoint = mountpoint
+        self._temporary: Path | None = None
+        self._idle_s = idle_s
+        self._idle: dict[Worker, asyncio.TimerHandle] = {}  # the longest idle first
+        self._busy: set[Worker] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._is_open = False
+
+    async def start(self) -> None:
+        """Take jobs from now on. No process is started before it is needed."""
+        if self._mountpoint is None:
+            self._temporary = self._mountpoint = Path(tempfile.mkdtemp(prefix="runtimed-workers-"))
+        else:
+            self._mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._is_open = True
+
+    async def close(self) -> None:
+        """End all worker processes. Jobs that still run fail with Unavailable, new ones with FailedPrecondition."""
+        self._is_open = False
+        for worker in list(self._idle):
+            self._end(worker)
+        await asyncio.gather(*self._ending, *(worker.kill() for worker in self._busy))
+        if self._temporary is not None:
+            with suppress(OSError):
+                self._temporary.rmdir()
+            self._temporary = self._mountpoint = None
+
+    async def apply(self, blob: Path, media_type: str, mounts: Sequence[Mount]) -> Applied:
+        """Extract the layer *blob* over *mounts* and return its diff ID and uncompressed size once it is durable.
+
+        Raises:
+            InvalidArgument: not a layer of *media_type*, or a hostile one.
+            ResourceExhausted: no space left; part of the layer is there.
+            Unavailable: the worker process died.
+            Aborted: somebody else changes what *mounts* show.
+        """
+        if not mounts:
+            raise InvalidArgument("a layer cannot be applied to no mounts at all")
+        if self._mountpoint is None:
+            raise FailedPrecondition("the worker pool has not been started")
+        job = jobs.Apply(blob=blob, media_type=media_type, mounts=tuple(mounts), mountpoint=self._mountpoint)
+        done = await self._run(self._applying, job, lambda _: None)
+        return Applied(diff_id=done.digest, size=done.size)
+
+    async def fetch(self, fetch: Fetch, progress: Callable[[int], None]) -> str:
+        """Do *fetch* and return the digest of the whole file, which is the one asked for.
+
+        *progress* is called with the size of the file so far, in bytes, at most ten times a second; the size goes
+        back to 0 when the registry can not resume. When this fails, what has arrived stays in the file, unless it is
+        known to be wrong.
+
+        Raises:
+            Unavailable: the registry, the connection or the worker process failed; resume later.
+            NotFound, PermissionDenied, Unauthenticated: the registry's answer.
+            FailedPrecondition: other bytes than the digest and size say, or another refusal.
+            ResourceExhausted: no space left.
+        """
+        return (await self._run(self._fetching, fetch, progress)).digest
+
+    async def _run(self, slots: asyncio.Semaphore, job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done:
+        async with slots:
+            worker = await self._take()
+            try:
+                answer = await worker.run(job, progress)
+            except BaseException:
+                await worker.kill()
+                raise
+            finally:
+                self._busy.discard(worker)
+            self._keep(worker)
+        if isinstance(answer, jobs.Done):
+            return answer
+        if answer.traceback:
+            log.error("bug in a worker process", extra={"pid": worker.pid, "traceback": answer.traceback})
+        raise from_code(answer.code, answer.message)
+
+    async def _take(self) -> Worker:
+        if not self._is_open:
+            raise FailedPrecondition("the worker pool is closed: the daemon is stopping")
+        while self._idle:
+            worker, timer = self._idle.popitem()
+            timer.cancel()
+            self._busy.add(worker)
+            if worker.is_alive:
+                return worker
+            log.warning("idle worker process died", extra={"pid": worker.pid})
+            self._busy.discard(worker)
+            self._end(worker)
+        worker = await Worker.start()
+        self._busy.add(worker)
+        if not self._is_open:  # closed while it started
+            self._busy.discard(worker)
+            await worker.kill()
+            raise FailedPrecondition("the worker pool is closed: the daemon is stopping")
+        return worker
+
+    def _keep(self, worker: Worker) -> None:
+        timer = asyncio.get_running_loop().call_later(self._idle_s, self._end, worker)
+        self._idle[worker] = timer
+        if not self._is_open:
+            self._end(worker)
+
+    def _end(self, worker: Worker) -> None:
+        if timer := self._idle.pop(worker, None):
+            timer.cancel()
+        task = asyncio.create_task(worker.kill())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)

@@ -1,0 +1,327 @@
+"""ttrpc: what daemon and shims speak to each other, client and server.
+
+A frame is a header of ten bytes, big endian, and a payload::
+
+    u32 length of the payload   at most 4 MiB; a longer message is refused and skipped, the connection stays
+    u32 stream                  names a call; chosen by the client: odd and rising
+    u8  type                    1 request, 2 response, 3 data (of a stream; not used by unary calls)
+    u8  flags                   0 in unary calls
+
+The payloads are ``ttrpc.Request`` and ``ttrpc.Response``. Calls share a connection and are answered in any order. The
+deadline of a call travels with it, its cancellation does not. Only unary calls are spoken here.
+
+Every shim imports this module, so it stays small and needs no grpc.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from runtimed.api import ttrpc_pb2 as pb
+from runtimed.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    RuntimedError,
+    Unavailable,
+    Unimplemented,
+    from_code,
+    from_os_error,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE = 4 << 20  # bytes of payload
+
+_HEADER = struct.Struct(">IIBB")
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
+_REQUEST, _RESPONSE = 1, 2
+_SKIP_SIZE = 64 << 10  # bytes read at once of a message that is too long
+
+_Response = TypeVar("_Response", bound=Message)
+
+Handler = Callable[[Any, Mapping[str, str]], Awaitable[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What a server calls: the type of the request and an async function of request and metadata."""
+
+    request_type: type[Message]
+    handler: Handler
+
+
+Service = Mapping[str, Method]  # by method name
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    stream: int
+    type: int
+    length: int
+    payload: bytes | None  # None: it was too long and has been skipped
+
+
+class Client:
+    """A connection to a ttrpc server. Any number of calls may be under way at once."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
+        self._writer = writer
+        self._peer = peer
+        self._stream = -1
+        self._pending: dict[int, asyncio.Future[pb.Response]] = {}
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done once disconnected
+        self._reading = asyncio.create_task(self._read(reader))
+
+    @classmethod
+    async def connect(cls, path: str | os.PathLike[str], timeout_s: float | None = None) -> Self:
+        """Connect to the unix socket *path*.
+
+        Raises:
+            Unavailable: nobody listens there.
+            DeadlineExceeded: the server's queue stayed full for *timeout_s*.
+        """
+        peer = os.fspath(path)
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await asyncio.open_unix_connection(peer)
+        except TimeoutError:
+            raise DeadlineExceeded(f"ttrpc server at {peer}: no connection within {timeout_s} s") from None
+        except FileNotFoundError:
+            raise Unavailable(f"ttrpc server at {peer}: there is no such socket") from None
+        except OSError as exc:
+            raise from_os_error(exc, f"ttrpc server at {peer}") from exc
+        return cls(reader, writer, peer)
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        response_type: type[_Response],
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> _Response:
+        """Call a method and return its response.
+
+        Raises:
+            DeadlineExceeded: no answer within *timeout_s*; the server may still be working on it.
+            Unavailable: the connection is gone, or went before the answer came.
+            RuntimedError: the error the server answered, as the class of its code.
+        """
+        if self.closed.done():
+            raise Unavailable(f"connection to {self._peer} is closed")
+        call = pb.Request(service=service, method=method, payload=request.SerializeToString())
+        if timeout_s is not None:
+            call.timeout_nano = max(1, int(timeout_s * 1e9))
+        for key, value in (metadata or {}).items():
+            call.metadata.add(key=key, value=value)
+        payload = call.SerializeToString()
+        if len(payload) > MAX_MESSAGE:
+            raise ResourceExhausted(_too_long(len(payload)))
+
+        self._stream += 2
+        stream = self._stream
+        answer: asyncio.Future[pb.Response] = asyncio.get_running_loop().create_future()
+        self._pending[stream] = answer
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._writer.write(_HEADER.pack(len(payload), stream, _REQUEST, 0) + payload)
+                with suppress(ConnectionError):  # the reader notices as well and fails the answer
+                    await self._writer.drain()
+                response = await answer
+        except TimeoutError:
+            raise DeadlineExceeded(f"{service}/{method}: no answer from {self._peer} within {timeout_s} s") from None
+        finally:
+            self._pending.pop(stream, None)
+        if response.status.code:
+            raise from_code(response.status.code, response.status.message)
+        try:
+            return response_type.FromString(response.payload)
+        except DecodeError:
+            raise Internal(f"{service}/{method}: {self._peer} sent a malformed response") from None
+
+    async def close(self) -> None:
+        """Disconnect. Calls under way fail with Unavailable."""
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                frame = await _read_frame(reader)
+                answer = self._pending.get(frame.stream)
+                if frame.type == _RESPONSE and answer is not None and not answer.done():
+                    _settle(answer, frame)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the peer has closed or died
+        finally:
+            self._writer.close()
+            for answer in self._pending.values():
+                if not answer.done():
+                    answer.set_exception(Unavailable(f"connection to {self._peer} closed before the answer"))
+            self.closed.set_result(None)
+
+
+def _settle(answer: asyncio.Future[pb.Response], frame: _Frame) -> None:
+    if frame.payload is None:
+        answer.set_exception(ResourceExhausted(_too_long(frame.length)))
+        return
+    try:
+        answer.set_result(pb.Response.FromString(frame.payload))
+    except DecodeError:
+        answer.set_exception(Internal("the answer is not a ttrpc response"))
+
+
+class Server:
+    """Answers calls for *services*, by their full names. Only peers with this process's user ID may connect."""
+
+    def __init__(self, services: Mapping[str, Service]) -> None:
+        self._services = services
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._connections)
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Begin to accept clients on *sock*, a listening unix socket that the server will close. Returns at once."""
+        self._server = await asyncio.start_unix_server(self._accepted, sock=sock)
+
+    async def attach(self, sock: socket.socket) -> None:
+        """Serve one client, connected already, on *sock*, which the server will close. Returns at once."""
+        self._accepted(*await asyncio.open_unix_connection(sock=sock))
+
+    async def close(self) -> None:
+        """Stop accepting, cancel the calls under way, disconnect everybody."""
+        if self._server is not None:
+            self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections)
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._connection(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls: set[asyncio.Task[None]] = set()
+        try:
+            _check_peer(writer.get_extra_info("socket"))
+            last_stream = 0
+            while True:
+                frame = await _read_frame(reader)
+                if frame.type != _REQUEST:
+                    continue  # data of a stream that we refused
+                refusal = _refusal(frame, last_stream)
+                last_stream = max(last_stream, frame.stream)
+                call = asyncio.create_task(self._answer(frame, refusal, writer))
+                calls.add(call)
+                call.add_done_callback(calls.discard)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has closed or died
+        except PermissionDenied as exc:
+            log.warning("%s", exc)
+        finally:
+            for call in calls:
+                call.cancel()
+            writer.close()
+
+    async def _answer(self, frame: _Frame, refusal: RuntimedError | None, writer: asyncio.StreamWriter) -> None:
+        response = pb.Response()
+        try:
+            if refusal is not None or frame.payload is None:
+                raise refusal or ResourceExhausted(_too_long(frame.length))
+            response.payload = (await self._call(frame.payload)).SerializeToString()
+            if response.ByteSize() > MAX_MESSAGE:
+                raise ResourceExhausted(_too_long(response.ByteSize()))
+        except RuntimedError as exc:
+            response = _error(exc.code, str(exc))
+        except Exception as exc:
+            log.exception("a ttrpc handler failed")
+            response = _error(RuntimedError.code, f"{type(exc).__name__}: {exc}")
+        payload = response.SerializeToString()
+        with suppress(ConnectionError):  # a client that has gone needs no answer
+            writer.write(_HEADER.pack(len(payload), frame.stream, _RESPONSE, 0) + payload)
+            await writer.drain()
+
+    async def _call(self, payload: bytes) -> Message:
+        try:
+            call = pb.Request.FromString(payload)
+        except DecodeError:
+            raise InvalidArgument("not a ttrpc request") from None
+        service = self._services.get(call.service)
+        if service is None:
+            raise Unimplemented(f"service {call.service}")
+        method = service.get(call.method)
+        if method is None:
+            raise Unimplemented(f"method {call.method} of service {call.service}")
+        try:
+            request = method.request_type.FromString(call.payload)
+        except DecodeError:
+            raise InvalidArgument(f"{call.service}/{call.method}: malformed request") from None
+        metadata: dict[str, str] = {}
+        for item in call.metadata:
+            metadata.setdefault(item.key, item.value)  # the first of several counts
+
+        limit_s = call.timeout_nano / 1e9 if call.timeout_nano > 0 else None
+        try:
+            async with asyncio.timeout(limit_s) as deadline:
+                return await method.handler(request, metadata)
+        except TimeoutError:
+            if deadline.expired():
+                raise DeadlineExceeded(f"{call.service}/{call.method}: not done within {limit_s:g} s") from None
+            raise
+
+
+def _refusal(frame: _Frame, last_stream: int) -> RuntimedError | None:
+    """Return what is wrong with the stream ID of a request, if anything."""
+    if frame.stream % 2 == 0:
+        return InvalidArgument(f"stream ID {frame.stream} of a client must be odd")
+    if frame.stream <= last_stream:
+        return InvalidArgument(f"stream ID {frame.stream} must be above {last_stream}, the last one")
+    return None
+
+
+async def _read_frame(reader: asyncio.StreamReader) -> _Frame:
+    """Return the next frame. Raises IncompleteReadError at the end of the connection, wherever it comes."""
+    length, stream, type, _ = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+    if length <= MAX_MESSAGE:
+        return _Frame(stream, type, length, await reader.readexactly(length))
+    left = length
+    while left:
+        left -= len(await reader.readexactly(min(left, _SKIP_SIZE)))
+    return _Frame(stream, type, length, None)
+
+
+def _check_peer(sock: socket.socket) -> None:
+    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    if uid != os.geteuid():
+        raise PermissionDenied(f"a peer with user ID {uid} was turned away; only {os.geteuid()} may connect")
+
+
+def _too_long(length: int) -> str:
+    return f"message of {length} bytes exceeds the maximum of {MAX_MESSAGE}"
+
+
+def _error(code: int, message: str) -> pb.Response:
+    response = pb.Response()
+    response.status.code = code
+    response.status.message = message[: MAX_MESSAGE // 8]
+    return response

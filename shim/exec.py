@@ -1,0 +1,92 @@
+"""A further process in a container."""
+
+import json
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from runtimed.api import events_pb2 as events
+from runtimed.errors import FailedPrecondition, os_errors
+from shim.exits import Children, Exit
+from shim.process import Init, Process, Publish, Status
+from shim.stdio import Paths
+
+
+class Exec(Process):
+    """A process that is announced by Exec, runs from Start, and is known by its ID until Delete."""
+
+    def __init__(
+        self,
+        id: str,
+        init: Init,
+        spec: dict[str, Any],
+        paths: Paths,
+        *,
+        terminal: bool,
+        children: Children,
+        publish: Publish,
+    ) -> None:
+        what = f"exec {id!r} of task {init.id!r}"
+        super().__init__(what, paths, terminal=terminal, children=children, publish=publish)
+        self.id = id
+        self._init = init
+        self._spec = {**spec, "terminal": terminal}
+        self._name = f"exec-{id}"  # of its files in the bundle
+        self.status = Status.CREATED
+
+    async def start(self) -> None:
+        """Run the process. It may have ended before this returns.
+
+        Raises:
+            FailedPrecondition: it was started before, or its container has ended.
+            RuntimedError: the runtime's own error.
+        """
+        async with self._doing("start"):
+            if self._init.has_ended:
+                raise FailedPrecondition(f"cannot start {self._what}: the task is stopped")
+            process = self._init.bundle / f"{self._name}.json"
+            try:
+                with os_errors(self._what):
+                    process.write_text(json.dumps(self._spec))
+
+                def launch(stdio: Sequence[int], console_socket: str) -> Awaitable[None]:
+                    pid_file = self._init.bundle / f"{self._name}.pid"
+                    return self._init.runc.exec(
+                        self._init.id, stdio, process=process, pid_file=pid_file, console_socket=console_socket
+                    )
+
+                options = self._init.runc.options
+                await self._launch(launch, self._init.bundle, self._name, options.io_uid, options.io_gid)
+            finally:
+                process.unlink(missing_ok=True)  # it has the environment in it
+            self.status = Status.RUNNING
+            self._publish(events.TaskExecStarted(container_id=self._init.id, exec_id=self.id, pid=self.pid))
+            self._start_input()
+
+    async def delete(self) -> None:
+        """Forget the process. Raises FailedPrecondition if it is running."""
+        if self.has_ended:
+            await self.exited.wait()
+        async with self._doing("delete"):
+            await self.close()
+            self.status = Status.DELETED
+
+    async def settled(self) -> None:
+        """Wait until a start that is under way is over, and then for the end of the process if it runs."""
+        async with self._lock:
+            runs = self.status is Status.RUNNING
+        if runs:
+            await self.exited.wait()
+
+    async def close(self) -> None:
+        """Give back streams and files, and let go who waits for an end that will not come."""
+        self.exited.set()
+        await self._close_streams()
+        (self._init.bundle / f"{self._name}.pid").unlink(missing_ok=True)
+
+    async def _before_exit(self) -> None:
+        pass
+
+    def _exit_event(self, exit: Exit) -> events.TaskExit:
+        event = events.TaskExit(container_id=self._init.id, id=self.id, pid=self.pid, exit_status=exit.status)
+        event.exited_at.FromNanoseconds(exit.at)
+        return event

@@ -1,0 +1,201 @@
+"""The command line of runc, and of what is called like it (crun, youki)."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from runtimed.errors import DeadlineExceeded, FailedPrecondition, NotFound, RuntimedError
+from shim.exits import Child, Children
+from shim.options import Options
+
+# Seconds. Hooks run within create and start, so those may take their time. When one is over, runc is killed.
+_START_LIMIT_S = 120.0
+_LIMIT_S = 30.0
+
+_MAX_LOG = 1 << 20  # bytes of a log that are looked through, from its end
+_MAX_OUTPUT = 4 << 20  # bytes of what a command prints
+
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Runc:
+    """Runs the OCI runtime for one container.
+
+    Every method raises RuntimedError (UNKNOWN, as clients expect) with the runtime's own message when it fails,
+    FailedPrecondition when its binary is not there, and DeadlineExceeded when it did not come to an end. One that has
+    been cancelled kills the runtime and waits for its end first.
+    """
+
+    _log_numbers = itertools.count()
+
+    def __init__(self, children: Children, options: Options, namespace: str, bundle: Path) -> None:
+        self._children = children
+        self.options = options
+        self._namespace = namespace
+        self._bundle = bundle
+
+    def knows(self, id: str) -> bool:
+        """Return whether the runtime has state of a container *id*, running or not."""
+        return Path(self.options.root, self._namespace, id).exists()
+
+    async def create(self, id: str, stdio: Sequence[int], *, pid_file: Path, console_socket: str = "") -> None:
+        """Create a container whose first process has the descriptors *stdio*; its pid is then in *pid_file*."""
+        args = ["--bundle", str(self._bundle), "--pid-file", str(pid_file)]
+        if console_socket:
+            args += ["--console-socket", console_socket]
+        if self.options.no_pivot_root:
+            args.append("--no-pivot")
+        if self.options.no_new_keyring:
+            args.append("--no-new-keyring")
+        log = self._bundle / "log.json"
+        await self._run("create", [*args, id], stdio, log=log, limit_s=_START_LIMIT_S)
+
+    async def start(self, id: str) -> None:
+        """Let the first process go on to the container's program."""
+        await self._run("start", [id], limit_s=_START_LIMIT_S)
+
+    async def exec(
+        self, id: str, stdio: Sequence[int], *, process: Path, pid_file: Path, console_socket: str = ""
+    ) -> None:
+        """Start a further process, described by the JSON file *process*; its pid is then in *pid_file*."""
+        args = ["--process", str(process), "--detach", "--pid-file", str(pid_file)]
+        if console_socket:
+            args += ["--console-socket", console_socket]
+        await self._run("exec", [*args, id], stdio, limit_s=_START_LIMIT_S)
+
+    async def kill(self, id: str, number: int, *, all: bool = False) -> None:
+        """Signal the first process, or all of them. Raises NotFound when there is none any more."""
+        args = ["--all", id, str(number)] if all else [id, str(number)]
+        try:
+            await self._run("kill", args)
+        except (DeadlineExceeded, FailedPrecondition):
+            raise
+        except RuntimedError as exc:
+            text = str(exc)
+            if "does not exist" in text:
+                raise NotFound(f"container {id!r} does not exist") from exc
+            if any(sign in text for sign in ("already finished", "not running", "no such process")):
+                raise NotFound("process already finished") from exc
+            raise
+
+    async def delete(self, id: str, *, force: bool = False) -> None:
+        """Give back what the runtime holds of a container that has ended, or with *force* of any. None is fine."""
+        try:
+            await self._run("delete", ["--force", id] if force else [id])
+        except RuntimedError as exc:
+            if "does not exist" not in str(exc):
+                raise
+
+    async def pause(self, id: str) -> None:
+        await self._run("pause", [id])
+
+    async def resume(self, id: str) -> None:
+        await self._run("resume", [id])
+
+    async def ps(self, id: str) -> list[int]:
+        """Return the pids in the container's cgroup."""
+        pids = json.loads(await self._run("ps", ["--format", "json", id]) or b"null")
+        return [int(pid) for pid in pids or []]
+
+    async def features(self) -> bytes:
+        """Return the runtime's features document (OCI runtime-spec features.md), JSON."""
+        return await self._run("features", [])
+
+    async def version(self) -> str:
+        """Return what ``--version`` says."""
+        return (await self._run("--version", [])).decode(errors="replace")
+
+    async def _run(
+        self,
+        command: str,
+        args: Sequence[str],
+        stdio: Sequence[int] | None = None,
+        *,
+        log: Path | None = None,
+        limit_s: float = _LIMIT_S,
+    ) -> bytes:
+        """Run a command and return what it printed; nothing if it was given a container's *stdio*."""
+        # A log of its own for each run that may go on beside another: the last error in it is then this run's.
+        own_log = log or self._bundle / f"log-{os.getpid()}-{next(self._log_numbers)}.json"
+        argv = self._argv(own_log, command, args)
+        output = os.memfd_create("output")  # no pipe: nobody has to empty it while the command runs
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            try:
+                child = self._children.spawn(argv, self._environment(), stdio or (null, output, output))
+            except OSError as exc:
+                raise FailedPrecondition(
+                    f"OCI runtime {self.options.binary_name!r}: {exc.strerror}; install it on the PATH of the daemon,"
+                    " or name another one by the option BinaryName"
+                ) from exc
+            status = await _end_of(child, limit_s)
+            printed = os.pread(output, _MAX_OUTPUT, 0)
+            if status is None:
+                raise DeadlineExceeded(f"OCI runtime {command}: killed after {limit_s:g} s without an end")
+            if status:
+                text = _last_error(own_log) or _last_line(printed) or f"exit status {status}"
+                raise RuntimedError(f"OCI runtime {command} failed: {text}")
+            return printed
+        finally:
+            os.close(null)
+            os.close(output)
+            if log is None:
+                own_log.unlink(missing_ok=True)
+
+    def _argv(self, log: Path, command: str, args: Sequence[str]) -> list[str]:
+        argv = [self.options.binary_name, "--root", f"{self.options.root}/{self._namespace}"]
+        argv += ["--log", str(log), "--log-format", "json"]
+        if self.options.systemd_cgroup:
+            argv.append("--systemd-cgroup")
+        return [*argv, command, *args]
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        """No more than the runtime needs: its hooks inherit it. Two cores and a garbage collector it does not need."""
+        return {"PATH": os.environ.get("PATH", _DEFAULT_PATH), "GOMAXPROCS": "1", "GOGC": "off"}
+
+
+async def _end_of(child: Child, limit_s: float) -> int | None:
+    """Return the exit status; None if it had to be killed after *limit_s* seconds."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return (await asyncio.shield(child.exited)).status
+    except TimeoutError:
+        await _killed(child)
+        return None
+    except asyncio.CancelledError:
+        await _killed(child)
+        raise
+
+
+async def _killed(child: Child) -> None:
+    with suppress(NotFound):
+        child.send_signal(signal.SIGKILL)
+    await asyncio.shield(child.exited)
+
+
+def _last_error(log: Path) -> str:
+    """Return the message of the last error in a log of JSON lines, or "" if it has none."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _MAX_LOG))
+            lines = file.read(_MAX_LOG).splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.get("level") == "error":
+                return str(entry.get("msg", ""))
+    return ""
+
+
+def _last_line(printed: bytes) -> str:
+    lines = printed.decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

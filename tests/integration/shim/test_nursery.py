@@ -1,0 +1,144 @@
+"""The warm parent: what it answers, and what its children are."""
+
+import json
+import os
+import select
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from runtimed.api import task_v3_pb2 as pb
+from runtimed.rpc import ttrpc
+from tests.integration.shim.conftest import Nursery, Shim, exists, fds_of, proc
+
+pytestmark = pytest.mark.root
+
+
+def cwd_of(pid):
+    return Path(f"/proc/{pid}/cwd").readlink()
+
+
+async def test_a_shim_is_what_it_should_be(shim, tmp_path):
+    await shim.Connect(pb.ConnectRequest())  # it has come up by then
+    pid = shim.pid
+    assert os.getsid(pid) == pid
+    assert cwd_of(pid) == tmp_path / "shim"
+    assert proc(pid, "comm") == "runtimed-shim\n"
+    assert int(proc(pid, "oom_score_adj")) == min(int(proc("self", "oom_score_adj")) + 1, 1000)
+    assert stat.S_IMODE(shim.path.stat().st_mode) == 0o600
+    # The listening socket and the client's, the event loop and its wake-up pair: nothing of the nursery's.
+    kinds = [link.partition(":")[0] for link in fds_of(pid)]
+    assert kinds == [*["/dev/null"] * 3, "anon_inode", *["socket"] * 4]
+
+
+async def test_a_shim_loads_neither_grpc_nor_what_else_it_can_do_without(shim):
+    maps = proc(shim.pid, "maps")
+    assert "grpc" not in maps
+    assert "msgspec" not in maps
+
+
+async def test_an_idle_shim_costs_little_memory(shim):
+    await shim.Connect(pb.ConnectRequest())
+    lines = [line.split() for line in proc(shim.pid, "smaps_rollup").splitlines()]
+    private = sum(int(words[1]) for words in lines if words[0].startswith("Private_"))
+    assert private < 4100  # KiB, less than containerd's shim
+
+
+async def test_shims_outlive_the_nursery(bundle, bind, events, tmp_path, runc_root):
+    nursery = Nursery()
+    path = tmp_path / "own.sock"
+    request = {
+        "id": "g",
+        "namespace": "test",
+        "bundle": str(tmp_path),
+        "socket": str(path),
+        "runc_root": str(runc_root),
+    }
+    pid = nursery.ask(request)["pid"]
+    client = await ttrpc.Client.connect(path)
+    shim = Shim(client, pid, events, path, bind)
+    await shim.run("t1", bundle("exec sleep 60"))
+    nursery.process.kill()
+    nursery.process.wait()
+    nursery.socket.close()
+    await shim.kill("t1")
+    assert (await shim.wait("t1")).exit_status == 137
+    await shim.tear_down()
+    await client.close()
+    os.close(shim.pidfd)
+
+
+def test_a_nursery_ends_with_its_daemon():
+    nursery = Nursery()
+    nursery.close()
+    assert nursery.process.returncode == 0
+
+
+async def test_a_shim_that_died_leaves_no_zombie(nursery, fork):
+    answer, path = fork()
+    pidfd = os.pidfd_open(answer["pid"])
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    os.close(pidfd)
+    fork(socket="/no/such/directory/s")  # the nursery has had a turn
+    assert not exists(answer["pid"])
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (b"{", "Expecting"),
+        (b"[]", "a JSON object"),
+        (b"\xff", "codec"),
+        (json.dumps({"id": "x"}).encode(), "a request needs 'namespace'"),
+        (json.dumps({"id": 1, "namespace": "n", "bundle": "/", "socket": "/s"}).encode(), "needs 'id', a string"),
+    ],
+)
+def test_a_request_that_is_none_is_answered(nursery, request_, message):
+    assert message in nursery.ask(request_)["error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"socket": "/no/such/directory/s"}, "shim socket /no/such/directory/s: No such file or directory"),
+        ({"socket": "/tmp/" + "s" * 200}, "path too long"),
+        ({"bundle": "/no/such/bundle"}, "No such file or directory: '/no/such/bundle'"),
+        ({"debug": "yes"}, "'debug' must be of type bool"),
+    ],
+)
+def test_what_cannot_be_started_is_answered(fork, changes, message):
+    answer, path = fork(**changes)
+    assert message in answer["error"]
+    assert not path.exists()
+
+
+async def test_a_socket_in_use_is_an_error_and_a_stale_one_is_not(fork, tmp_path, events, bind):
+    taken = tmp_path / "taken"
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(taken))
+    sock.listen()
+    answer, _ = fork(socket=str(taken))
+    assert f"shim socket {taken}: Address already in use" in answer["error"]
+    sock.close()
+    answer, _ = fork(socket=str(taken))
+    client = await ttrpc.Client.connect(taken)
+    shim = Shim(client, answer["pid"], events, taken, bind)
+    await shim.tear_down()
+    await client.close()
+    os.close(shim.pidfd)
+    assert not taken.exists()
+
+
+async def test_a_shim_without_tasks_ends_by_sigterm(shim):
+    await shim.Connect(pb.ConnectRequest())
+    os.kill(shim.pid, signal.SIGTERM)
+    await shim.ended()
+
+
+async def test_connect_tells_a_daemon_whose_shim_it_is(shim):
+    assert (await shim.Connect(pb.ConnectRequest(id="t1"))).shim_pid == shim.pid

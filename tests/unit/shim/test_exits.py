@@ -1,0 +1,111 @@
+"""Children of the test's own."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from runtimed.errors import InvalidArgument, NotFound
+from shim.exits import Children
+
+
+@pytest.fixture
+async def children():
+    return Children()
+
+
+@pytest.fixture
+def null():
+    fd = os.open(os.devnull, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def zombie():
+    """Return the pid of a child that has ended and that nobody has waited for."""
+    pid = os.spawnvp(os.P_NOWAIT, "true", ["true"])
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+
+def is_reaped(pid):
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return True
+
+
+async def end_of(child):
+    async with asyncio.timeout(10):
+        return await child.exited
+
+
+def shell(children, null, script):
+    return children.spawn(["sh", "-c", script], {"PATH": os.environ["PATH"]}, (null, null, null))
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill $$", 143)])
+async def test_the_status_is_the_code_or_128_and_the_signal(children, null, script, status):
+    assert (await end_of(shell(children, null, script))).status == status
+
+
+async def test_a_child_that_ended_before_it_was_adopted_is_not_missed(children):
+    pid = zombie()
+    assert (await end_of(children.adopt(pid))).status == 0
+
+
+async def test_a_signal_reaches_a_child_until_it_has_ended(children, null):
+    child = shell(children, null, "exec sleep 60")
+    child.send_signal(0)
+    with pytest.raises(InvalidArgument):
+        child.send_signal(12345)
+    child.send_signal(signal.SIGTERM)
+    assert (await end_of(child)).status == 143
+    with pytest.raises(NotFound, match="already finished"):
+        child.send_signal(signal.SIGTERM)
+
+
+async def test_a_program_that_is_not_there_is_an_oserror(children, null):
+    with pytest.raises(FileNotFoundError):
+        children.spawn(["/no/such"], {}, (null, null, null))
+
+
+async def test_a_descriptor_that_is_not_named_is_not_passed_on(children, null):
+    read, write = os.pipe()
+    leaked = os.open(os.devnull, os.O_RDONLY)
+    child = children.spawn(["ls", "/proc/self/fd"], {"PATH": os.environ["PATH"]}, (null, write, null))
+    os.close(write)
+    await end_of(child)
+    passed = {int(number) for number in os.read(read, 1000).split()}
+    assert not passed & {leaked, read, write, null} - {3}  # 3 is the directory that is listed
+    os.close(read)
+    os.close(leaked)
+
+
+async def test_ignored_signals_are_not_passed_on(children, null):
+    read, write = os.pipe()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        child = children.spawn(["grep", "SigIgn", "/proc/self/status"], {}, (null, write, null))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    os.close(write)
+    await end_of(child)
+    assert int(os.read(read, 100).split()[1], 16) & 0x7FFFFFFF == 0  # two signals above are the C library's own
+    os.close(read)
+
+
+async def test_children_that_nobody_adopts_are_reaped_unless_they_are_expected(children):
+    children.reap_orphans()
+    loop = asyncio.get_running_loop()
+    try:
+        with children.expecting():
+            pid, orphan = zombie(), zombie()
+            signal.raise_signal(signal.SIGCHLD)
+            await asyncio.sleep(0)
+            child = children.adopt(pid)
+        assert (await end_of(child)).status == 0
+        assert is_reaped(orphan)
+    finally:
+        loop.remove_signal_handler(signal.SIGCHLD)

@@ -1,0 +1,117 @@
+"""Pumps between pipes; the test has the other ends."""
+
+import asyncio
+import contextlib
+import os
+import select
+
+import pytest
+
+from shim.pump import Pump
+
+
+@pytest.fixture
+def pipes():
+    """Make non-blocking pipes; what is still open at the end is closed."""
+    fds: list[int] = []
+
+    def make():
+        pair = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        fds.extend(pair)
+        return pair
+
+    yield make
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+async def pumped(source, target, *, splice):
+    done = asyncio.Event()
+    pump = Pump(source, target, done.set, splice=splice)
+    async with asyncio.timeout(10):
+        await done.wait()
+    assert pump.ended.is_set()
+
+
+@pytest.mark.parametrize("splice", [True, False])
+async def test_a_pump_moves_all_and_ends_with_its_source(pipes, splice):
+    source, fill = pipes()
+    drain, target = pipes()
+    os.write(fill, b"hello")
+    os.close(fill)
+    await pumped(source, target, splice=splice)
+    assert os.read(drain, 100) == b"hello"
+
+
+@pytest.mark.parametrize("splice", [True, False])
+async def test_a_pump_waits_for_a_target_that_is_full_and_loses_nothing(pipes, splice):
+    source, fill = pipes()
+    drain, target = pipes()
+    data = os.urandom(400_000)
+
+    os.set_blocking(fill, True)
+    os.set_blocking(drain, True)
+
+    def write():
+        with os.fdopen(fill, "wb") as file:
+            file.write(data)
+
+    def read():
+        with os.fdopen(drain, "rb") as file:
+            return file.read()
+
+    # More than two pipes hold: the writer is not done before the reader begins, and that is long after the pump began.
+    writing = asyncio.create_task(asyncio.to_thread(write))
+    done = asyncio.Event()
+    pump = Pump(source, target, done.set, splice=splice)
+    await filled(target)
+    assert not writing.done()
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    async with asyncio.timeout(10):
+        await pump.ended.wait()
+    os.close(target)
+    await writing
+    assert await reading == data
+
+
+async def filled(fd):
+    """Wait until a pipe takes no more."""
+    async with asyncio.timeout(10):
+        while select.select([], [fd], [], 0)[1]:
+            await asyncio.to_thread(os.sched_yield)
+
+
+@pytest.mark.parametrize("splice", [True, False])
+async def test_a_pump_ends_when_nobody_reads_its_target(pipes, splice):
+    source, fill = pipes()
+    drain, target = pipes()
+    os.close(drain)
+    os.write(fill, b"hello")
+    await pumped(source, target, splice=splice)
+
+
+async def test_a_pump_without_a_target_drops(pipes):
+    source, fill = pipes()
+    os.write(fill, b"hello")
+    os.close(fill)
+    await pumped(source, -1, splice=False)
+
+
+async def test_a_target_that_fails_loses_output_and_holds_nobody_up(pipes):
+    source, fill = pipes()
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.write(fill, b"hello")
+    os.close(fill)
+    await pumped(source, full, splice=False)
+    os.close(full)
+
+
+async def test_stopping_twice_does_not_touch_a_descriptor_that_has_its_number_by_now(pipes):
+    source, _ = pipes()
+    pump = Pump(source, -1, lambda: None)
+    pump.stop()
+    called = asyncio.Event()
+    asyncio.get_running_loop().add_reader(source, called.set)
+    pump.stop()
+    assert asyncio.get_running_loop().remove_reader(source)  # it was still there

@@ -1,0 +1,326 @@
+"""Pulling an image: from a source's root descriptor to blobs, snapshots and a name.
+
+A pull holds a lease until the image is named. Whatever ends it before that leaves no snapshot and no lease; blobs that
+have arrived, and the bytes of those that have not quite, stay for the next pull until they are collected.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+from runtimed import labels
+from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
+from runtimed.images.blobs import Blobs
+from runtimed.images.progress import Progress, Report, ref_of
+from runtimed.images.sources import Source
+from runtimed.images.unpack import Unpacker
+from runtimed.metadata import images, leases, namespaces
+from runtimed.metadata.content import Content
+from runtimed.metadata.db import Database, Tx
+from runtimed.metadata.images import Image
+from runtimed.metadata.snapshots import Snapshots
+from runtimed.oci import manifest
+from runtimed.oci import platform as platforms
+from runtimed.oci.descriptor import Descriptor, Platform
+from runtimed.rollback import Rollback
+from runtimed.snapshots.snapshotter import Kind
+from runtimed.threads import blocking
+from runtimed.workers.pool import Pool
+
+LAYERS_AT_ONCE = 3  # downloads of one pull
+_DOCUMENTS_AT_ONCE = 8
+_MAX_DEPTH = 4  # indexes in indexes
+_MAX_MANIFESTS = 1000  # of one image
+_LEASE_S = 24 * 3600  # seconds; containerd's too: what a pull that died held is free after that
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpack:
+    """Make snapshots of the layers of what runs on *platform*."""
+
+    snapshotter: str
+    platform: Platform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to pull and what to make of it."""
+
+    names: tuple[str, ...]  # of the image; one that ends in "@" gets the root's digest
+    labels: Mapping[str, str] = field(default_factory=dict)
+    platforms: tuple[Platform, ...] = ()  # of an index: the best manifest for each; none: all manifests
+    all_metadata: bool = False  # also manifests and configs, without layers, of the other platforms
+    manifest_limit: int = 0  # of each index, the first so many of those wanted; 0: all
+    unpacks: tuple[Unpack, ...] = ()
+    lease: str = ""  # of the client; without it a pull makes its own
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """An image as stored; whether the name is new."""
+
+    image: Image
+    is_new: bool
+
+
+class Puller:
+    """Pulls images, several at a time; what two of them need is fetched and unpacked once."""
+
+    def __init__(self, content: Content, db: Database, snapshotters: Mapping[str, Snapshots], pool: Pool) -> None:
+        self._content = content
+        self._db = db
+        self._snapshotters = snapshotters
+        self._blobs = Blobs(content, db)
+        self._unpacker = Unpacker(content, db, pool)
+
+    async def pull(self, namespace: str, source: Source, request: Request, report: Report) -> list[Pulled]:
+        """Pull what *source* refers to into *namespace* and return the image under each of its names.
+
+        Raises:
+            NotFound: there is no such image, or nothing in it for a platform that was asked for, or no such
+                snapshotter.
+            InvalidArgument, Unimplemented: documents or layers that are not what they should be, or cannot be unpacked.
+            Unauthenticated, PermissionDenied, Unavailable, DataLoss: from the source, naming it.
+            ResourceExhausted: no space left.
+        """
+        for unpack in request.unpacks:
+            if unpack.snapshotter not in self._snapshotters:
+                known = ", ".join(sorted(self._snapshotters)) or "none"
+                raise NotFound(f"snapshotter {unpack.snapshotter!r}; there are: {known}")
+        async with self._lease(namespace, request.lease) as lease, source:
+            report(Progress(event=f"Resolving from OCI Registry ({source.reference})"))
+            root = await source.resolve()
+            report(Progress(event=f"Pulling from OCI Registry ({source.reference})"))
+            report(Progress(event="fetching image content", name=request.names[0], descriptor=root))
+            job = _Pull(self._content, self._blobs, self._unpacker, self._snapshotters, namespace, source, request)
+            await job.run(root, lease, report)
+            pulled = [await self._db.write(_name, namespace, name, root, request.labels) for name in request.names]
+        for one in pulled:
+            report(Progress(event="saved", name=one.image.name, descriptor=one.image.target))
+        report(Progress(event=f"Completed pull from OCI Registry ({source.reference})"))
+        return pulled
+
+    @asynccontextmanager
+    async def _lease(self, namespace: str, given: str) -> AsyncIterator[str]:
+        """Hold a lease: the client's, which is left alone, or one that goes when the block ends."""
+        if given:
+            await self._db.read(leases.get, namespace, given)
+            yield given
+            return
+        expires = datetime.fromtimestamp(time.time() + _LEASE_S, UTC)
+        marks = {labels.GC_EXPIRE: expires.strftime("%Y-%m-%dT%H:%M:%SZ"), labels.PULL: "true"}
+        async with Rollback() as steps:  # never committed: the undo step is how a pull ends, well or not
+            lease = await self._db.write(leases.create, namespace, leases.Lease(id="", labels=marks))
+            steps.undo(f"delete the lease {lease.id}", self._db.write, _delete_lease, namespace, lease.id)
+            yield lease.id
+
+
+async def recover(db: Database, snapshotters: Mapping[str, Snapshots]) -> None:
+    """Remove what the pulls of a daemon that was killed have left: half-made snapshots, and their leases.
+
+    What had been downloaded stays, for whoever pulls again. Call at start, before the first pull.
+    """
+    for namespace, lease in await db.read(_leases_of_pulls):
+        for resource in await db.read(leases.resources, namespace, lease):
+            snapshots = snapshotters.get(resource.type.removeprefix("snapshots/"))
+            if snapshots is not None:
+                await blocking(_remove_if_active, snapshots, namespace, resource.id)
+        await db.write(_delete_lease, namespace, lease)
+
+
+def _leases_of_pulls(tx: Tx) -> list[tuple[str, str]]:
+    return [
+        (namespace.name, lease.id)
+        for namespace in namespaces.list(tx)
+        for lease in leases.list(tx, namespace.name)
+        if labels.PULL in lease.labels
+    ]
+
+
+def _remove_if_active(snapshots: Snapshots, namespace: str, key: str) -> None:
+    with suppress(NotFound):
+        if snapshots.stat(namespace, key).kind is Kind.ACTIVE:
+            snapshots.remove(namespace, key)
+
+
+class _Pull:
+    """The state of one pull."""
+
+    def __init__(
+        self,
+        content: Content,
+        blobs: Blobs,
+        unpacker: Unpacker,
+        snapshotters: Mapping[str, Snapshots],
+        namespace: str,
+        source: Source,
+        request: Request,
+    ) -> None:
+        self._content = content
+        self._blobs = blobs
+        self._unpacker = unpacker
+        self._snapshotters = snapshotters
+        self._namespace = namespace
+        self._source = source
+        self._request = request
+        self._documents = asyncio.Semaphore(_DOCUMENTS_AT_ONCE)
+        self._layers = asyncio.Semaphore(LAYERS_AT_ONCE)
+        self._manifests = 0
+
+    async def run(self, root: Descriptor, lease: str, report: Report) -> None:
+        """Bring everything below *root* here and unpack it."""
+        self._lease = lease
+        self._report = report
+        await self._visit(root, (self._request.names[0],), 0, with_layers=True)
+
+    async def _visit(self, descriptor: Descriptor, parents: tuple[str, ...], depth: int, *, with_layers: bool) -> None:
+        if descriptor.media_type in manifest.MANIFESTS:
+            await self._image(descriptor, parents, with_layers=with_layers)
+            return
+        if descriptor.media_type not in manifest.INDEXES:
+            await self._fetch(descriptor, parents)
+            return
+        if depth == _MAX_DEPTH:
+            raise InvalidArgument(f"{self._source.reference}: more than {_MAX_DEPTH} indexes inside each other")
+        entries = manifest.children(descriptor, await self._document(descriptor, parents, manifest.MAX_SIZE))
+        chosen = self._choose(entries)
+        async with _together() as group:
+            for entry in entries if self._request.all_metadata else chosen:
+                visit = self._visit(
+                    entry, (ref_of(descriptor),), depth + 1, with_layers=with_layers and entry in chosen
+                )
+                group.create_task(visit)
+
+    def _choose(self, entries: Sequence[Descriptor]) -> list[Descriptor]:
+        """Return the entries of an index whose layers are wanted."""
+        self._manifests += len(entries)
+        if self._manifests > _MAX_MANIFESTS:
+            raise InvalidArgument(f"{self._source.reference}: more than {_MAX_MANIFESTS} manifests")
+        limit = self._request.manifest_limit or None
+        if not self._request.platforms:
+            return list(entries[:limit])
+        subject = f"image {self._source.reference}"
+        chosen: list[Descriptor] = []
+        for wanted in self._request.platforms:
+            best = platforms.select(entries, wanted, subject)
+            if best not in chosen:
+                chosen.append(best)
+        return chosen[:limit]
+
+    async def _image(self, descriptor: Descriptor, parents: tuple[str, ...], *, with_layers: bool) -> None:
+        document = await self._document(descriptor, parents, manifest.MAX_SIZE)
+        config, *layers = manifest.children(descriptor, document)
+        below = (ref_of(descriptor),)
+        unpacks: list[Unpack] = []
+        parsed: manifest.ImageConfig | None = None
+        if config.media_type in manifest.CONFIGS:
+            parsed = manifest.parse_config(config, await self._document(config, below, manifest.MAX_CONFIG_SIZE))
+            if with_layers:
+                self._check_platform(parsed)
+                unpacks = [u for u in self._request.unpacks if _runs_on(parsed, u.platform)]
+        else:
+            await self._fetch(config, below)
+        # All that may be refused is, before the first layer is asked for.
+        if unpacks:
+            manifest.check_layers(descriptor, layers)
+        elif foreign := [layer for layer in layers if manifest.is_foreign(layer)]:
+            manifest.check_layers(descriptor, foreign)
+        diff_ids = (parsed.rootfs.diff_ids or ()) if parsed else ()
+        if unpacks and len(diff_ids) != len(layers):
+            raise InvalidArgument(
+                f"manifest {descriptor.digest} has {len(layers)} layers, but its config {len(diff_ids)} diff IDs"
+            )
+        if not with_layers:
+            return
+        async with _together() as group:
+            arrivals = {layer.digest: group.create_task(self._layer(layer, below)) for layer in layers}
+            for unpack in unpacks:
+                group.create_task(self._unpack(unpack, config, layers, diff_ids, arrivals))
+
+    def _check_platform(self, config: manifest.ImageConfig) -> None:
+        """Refuse an image that says it is for another platform; of an index, this repeats the choice."""
+        wanted = self._request.platforms
+        if wanted and not any(_runs_on(config, platform) for platform in wanted):
+            raise NotFound(
+                f"image {self._source.reference} is for {platforms.format(config.platform)}, not for "
+                + " or ".join(platforms.format(platform) for platform in wanted)
+            )
+
+    async def _unpack(
+        self,
+        unpack: Unpack,
+        config: Descriptor,
+        layers: Sequence[Descriptor],
+        diff_ids: Sequence[str],
+        arrivals: Mapping[str, "asyncio.Task[None]"],
+    ) -> None:
+        """Unpack *layers* from the bottom up, each when it has arrived, and let the config hold the top one."""
+        snapshots = self._snapshotters[unpack.snapshotter]
+        parent = ""
+        for layer, diff_id, chain_id in zip(layers, diff_ids, manifest.chain_ids(diff_ids), strict=True):
+            await arrivals[layer.digest]
+            await self._unpacker.unpack(
+                self._namespace,
+                snapshots,
+                layer,
+                parent=parent,
+                diff_id=diff_id,
+                chain_id=chain_id,
+                lease=self._lease,
+                tell=partial(self._tell, layer),
+            )
+            parent = chain_id
+        if parent:
+            key = labels.GC_REF_SNAPSHOT + unpack.snapshotter
+            await blocking(self._content.update, self._namespace, config.digest, {key: parent}, [f"labels.{key}"])
+
+    def _tell(self, layer: Descriptor, event: str) -> None:
+        done = layer.size if event == "extracted" else 0
+        self._report(Progress(event=event, name=ref_of(layer), progress=done, total=layer.size, descriptor=layer))
+
+    async def _document(self, descriptor: Descriptor, parents: tuple[str, ...], limit: int) -> bytes:
+        async with self._documents:
+            await self._fetch(descriptor, parents)
+        return await blocking(self._content.read, self._namespace, descriptor.digest, limit)
+
+    async def _layer(self, descriptor: Descriptor, parents: tuple[str, ...]) -> None:
+        async with self._layers:
+            await self._fetch(descriptor, parents)
+
+    async def _fetch(self, descriptor: Descriptor, parents: tuple[str, ...]) -> None:
+        await self._blobs.fetch(self._namespace, self._source, descriptor, parents, self._lease, self._report)
+
+
+def _runs_on(config: manifest.ImageConfig, wanted: Platform) -> bool:
+    return not (config.os and config.architecture) or platforms.matches(config.platform, wanted)
+
+
+def _name(tx: Tx, namespace: str, name: str, target: Descriptor, marks: Mapping[str, str]) -> Pulled:
+    """Let *name* point to *target*, whether it is there or not."""
+    image = Image(name=name + target.digest if name.endswith("@") else name, target=target, labels=marks)
+    try:
+        return Pulled(images.create(tx, namespace, image), True)
+    except AlreadyExists:
+        return Pulled(images.update(tx, namespace, image), False)
+
+
+def _delete_lease(tx: Tx, namespace: str, id: str) -> None:
+    with suppress(NotFound):
+        leases.delete(tx, namespace, id)
+
+
+@asynccontextmanager
+async def _together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Hold a task group whose first failure, not a group of them, is what the caller hears."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        failure: BaseException = failures
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        raise failure from None

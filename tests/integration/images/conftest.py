@@ -1,0 +1,123 @@
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from runtimed.content.local import LocalStore
+from runtimed.images.progress import Progress
+from runtimed.images.pull import Pulled, Puller, Request, Unpack
+from runtimed.images.sources import RegistrySource
+from runtimed.metadata import leases
+from runtimed.metadata.content import Content
+from runtimed.metadata.db import Database
+from runtimed.metadata.snapshots import Snapshots
+from runtimed.mounts import mounted_temporarily
+from runtimed.oci import platform as platforms
+from runtimed.oci.reference import parse
+from runtimed.registry.client import Patience, RegistryClient
+from runtimed.snapshots import loader
+from runtimed.workers.pool import Pool
+from tests.images.layouts import Layout
+
+AMD64 = platforms.parse("linux/amd64")
+IMPATIENT = Patience(attempts=3, first_wait_s=0.001, longest_wait_s=0.1)
+
+
+@dataclass
+class Store:
+    """The stores of a daemon and what pulls into them."""
+
+    content: Content
+    db: Database
+    snapshots: Snapshots
+    pool: Pool
+    puller: Puller
+    said: list[Progress] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def source(self, reference: str, **options) -> RegistrySource:
+        client = RegistryClient(parse(reference), **{"patience": IMPATIENT, **options})
+        return RegistrySource(client, self.pool)
+
+    async def pull(self, reference: str, namespace: str = "ns", *, source=None, unpack=True, **wanted) -> Pulled:
+        """Pull and unpack for linux/amd64, unless said otherwise."""
+        request = Request(
+            **{
+                "names": (reference,),
+                "platforms": (AMD64,),
+                "unpacks": (Unpack(snapshotter="native", platform=AMD64),) if unpack else (),
+                **wanted,
+            }
+        )
+        [pulled] = await self.puller.pull(namespace, source or self.source(reference), request, self._hear)
+        return pulled
+
+    def _hear(self, progress: Progress) -> None:
+        self.said.append(progress)
+        self.wake.set()
+
+    async def until_said(self, event: str, name: str, times: int) -> None:
+        """Wait until the pulls have said so *times* times."""
+        while self.events().count((event, name)) < times:
+            self.wake.clear()
+            await self.wake.wait()
+
+    def files(self, chain_id: str, namespace: str = "ns") -> dict[str, bytes]:
+        """Return the files of a committed snapshot."""
+        mounts = self.snapshots.view(namespace, "look", chain_id, {})
+        try:
+            with mounted_temporarily(mounts) as root:
+                return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        finally:
+            self.snapshots.remove(namespace, "look")
+
+    def left_over(self, namespace: str = "ns") -> list[str]:
+        """Return what an ended pull must not leave: leases, snapshots that are not committed, mounts."""
+        with self.db.reading() as tx:
+            left = [lease.id for lease in leases.list(tx, namespace)]
+        left += [info.name for info in self.snapshots.list(namespace) if info.kind != "committed"]
+        return left + [
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "runtimed-mount" in line
+        ]
+
+    def ingests(self, namespace: str = "ns") -> dict[str, int]:
+        return {status.ref: status.offset for status in self.content.statuses(namespace)}
+
+    def events(self) -> list[tuple[str, str]]:
+        return [(progress.event, progress.name) for progress in self.said]
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    db = Database(tmp_path / "metadata.db")
+    content = Content(db, LocalStore(tmp_path / "content"))
+    loaded = loader.load(tmp_path / "snapshotters", {})
+    native = loaded["native"].snapshotter
+    assert native is not None
+    snapshots = Snapshots(db, "native", native)
+    pool = Pool(2, mountpoint=tmp_path / "workers")
+    await pool.start()
+    try:
+        yield Store(content, db, snapshots, pool, Puller(content, db, {"native": snapshots}, pool))
+    finally:
+        await pool.close()
+        loader.close(loaded)
+        db.close()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "layout")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True, timeout=10)
+    yield disk
+    subprocess.run(["umount", disk], check=True, timeout=10)

@@ -1,0 +1,205 @@
+import asyncio
+from functools import partial
+
+import grpc
+import pytest
+
+from runtimed.api import streaming_pb2, transfer_pb2, types_pb2
+from runtimed.api import transfer_types_pb2 as types
+from runtimed.api.streaming_pb2_grpc import StreamingStub, add_StreamingServicer_to_server
+from runtimed.api.transfer_pb2_grpc import TransferStub, add_TransferServicer_to_server
+from runtimed.metadata import images
+from runtimed.services.streaming import StreamingService, Streams, to_any, unpack
+from runtimed.services.transfer import TransferService
+from tests.fakes.events import RecordedEvents
+from tests.fakes.registry import serving
+from tests.fakes.server import NAMESPACE, served
+
+pytestmark = pytest.mark.root
+
+AMD64 = types_pb2.Platform(os="linux", architecture="amd64")
+UNPACK = types.UnpackConfiguration(platform=AMD64, snapshotter="native")
+
+
+@pytest.fixture
+def events():
+    return RecordedEvents()
+
+
+@pytest.fixture
+async def channel(tmp_path, store, events):
+    streams = Streams()
+    transfer = TransferService(store.content, store.db, {"native": store.snapshots}, store.pool, streams, events)
+    async with served(
+        tmp_path / "socket",
+        partial(add_StreamingServicer_to_server, StreamingService(streams)),
+        partial(add_TransferServicer_to_server, transfer),
+    ) as channel:
+        yield channel
+
+
+@pytest.fixture
+def transfer(channel):
+    async def transfer(source, destination, progress_stream=""):
+        request = transfer_pb2.TransferRequest(
+            source=to_any(source),
+            destination=to_any(destination),
+            options=transfer_pb2.TransferOptions(progress_stream=progress_stream),
+        )
+        await TransferStub(channel).Transfer(request, metadata=NAMESPACE)
+
+    return transfer
+
+
+async def opened(channel, id):
+    call = StreamingStub(channel).Stream(metadata=NAMESPACE)
+    await call.write(to_any(streaming_pb2.StreamInit(id=id)))
+    await call.read()
+    return call
+
+
+async def test_a_transfer_pulls_unpacks_names_and_tells(store, layout, channel, transfer, events):
+    layer = layout.layer({"a": b"1"})
+    layout.index("1", [layout.manifest([layer]), layout.manifest([], platform="linux/s390x")])
+    progress = await opened(channel, "progress")
+    with serving(layout.root, "app") as registry:
+        name = f"{registry.host}/app:1"
+        destination = types.ImageStore(name=name, labels={"k": "v"}, platforms=[AMD64], unpacks=[UNPACK])
+        await transfer(types.OCIRegistry(reference=name), destination, "progress")
+        heard = []
+        while (packed := await progress.read()) is not grpc.aio.EOF:
+            one = types.Progress()
+            unpack(packed, one)
+            heard.append(one)
+
+        await transfer(types.OCIRegistry(reference=name), destination)
+
+    assert store.files(layer.diff_id, "default") == {"a": b"1"}
+    image = await store.db.read(images.get, "default", name)
+    assert dict(image.labels) == {"k": "v"}
+    assert [one.event for one in heard][0] == f"Resolving from OCI Registry ({name})"
+    assert [one.event for one in heard][-1] == f"Completed pull from OCI Registry ({name})"
+    [complete] = [one for one in heard if one.event == "complete" and one.name == f"layer-{layer.digest}"]
+    assert complete.progress == complete.total == complete.desc.size == layer.descriptor["size"]
+    assert events.topics == ["/images/create", "/images/update"]
+    assert events.published[0][0] == "default"
+    assert events.published[0][2].name == name
+
+
+async def test_without_unpacks_blobs_arrive_and_no_snapshot(store, layout, transfer):
+    layer = layout.layer({"a": b"1"})
+    layout.image("1", [layer])
+    with serving(layout.root, "app") as registry:
+        name = f"{registry.host}/app:1"
+        extra = [types.ImageReference(name="other:1"), types.ImageReference(name="by-digest", add_digest=True)]
+        extra.append(types.ImageReference(name="prefix", is_prefix=True))
+        await transfer(types.OCIRegistry(reference=name), types.ImageStore(name=name, extra_references=extra))
+    assert store.content.info("default", layer.digest)
+    assert store.snapshots.list("default") == []
+    names = {image.name for image in await store.db.read(images.list, "default")}
+    digest = (await store.db.read(images.get, "default", name)).target.digest
+    assert names == {name, "other:1", f"by-digest@{digest}"}
+
+
+async def test_credentials_are_asked_for_over_the_auth_stream(layout, channel, transfer):
+    layout.image("1", [])
+    auth = await opened(channel, "auth")
+
+    async def answer():
+        question = types.AuthRequest()
+        unpack(await auth.read(), question)
+        await auth.write(to_any(types.AuthResponse(authType=types.CREDENTIALS, username="me", secret="x")))
+        return question
+
+    with serving(layout.root, "app", auth="basic", users={"me": "x"}) as registry:
+        name = f"{registry.host}/app:1"
+        answering = asyncio.create_task(answer())
+        resolver = types.RegistryResolver(auth_stream="auth", headers={"X-Mine": "1"})
+        await transfer(types.OCIRegistry(reference=name, resolver=resolver), types.ImageStore(name=name))
+        question = await answering
+        assert registry.requests("manifests")[0].headers["X-Mine"] == "1"
+    assert (question.host, question.reference) == (registry.host, name)
+    assert question.wwwauthenticate == ['Basic realm="fake"']
+
+
+async def test_a_client_without_credentials_may_say_so(layout, channel, transfer):
+    layout.image("1", [])
+    auth = await opened(channel, "auth")
+    with serving(layout.root, "app", auth="basic", users={"me": "x"}) as registry:
+        name = f"{registry.host}/app:1"
+        resolver = types.RegistryResolver(auth_stream="auth")
+        pulling = asyncio.create_task(
+            transfer(types.OCIRegistry(reference=name, resolver=resolver), types.ImageStore(name=name))
+        )
+        await auth.read()
+        await auth.write(to_any(types.AuthResponse(authType=types.NONE)))
+        with pytest.raises(grpc.aio.AioRpcError, match="give credentials") as caught:
+            await pulling
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_the_embedded_images_come_through_the_same_door(store, transfer):
+    name = "runtimed.io/hello:latest"
+    await transfer(types.OCIRegistry(reference=name), types.ImageStore(name=name, platforms=[AMD64], unpacks=[UNPACK]))
+    assert await store.db.read(images.get, "default", name)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "code", "why"),
+    [
+        (
+            types.ImageStore(name="a"),
+            types.ImageStore(name="b"),
+            grpc.StatusCode.UNIMPLEMENTED,
+            "from containerd.types.transfer.ImageStore to containerd.types.transfer.ImageStore",
+        ),
+        (types.OCIRegistry(reference="x"), types.ImageStore(), grpc.StatusCode.INVALID_ARGUMENT, "no image name"),
+        (types.OCIRegistry(reference="X"), types.ImageStore(name="x"), grpc.StatusCode.INVALID_ARGUMENT, "lower case"),
+        (
+            types.OCIRegistry(reference="127.0.0.1:1/x", resolver=types.RegistryResolver(default_scheme="gopher")),
+            types.ImageStore(name="x"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "must be http or https",
+        ),
+        (
+            types.OCIRegistry(reference="127.0.0.1:1/x"),
+            types.ImageStore(name="x"),
+            grpc.StatusCode.UNAVAILABLE,
+            "127.0.0.1:1/x:latest: cannot connect",
+        ),
+        (
+            types.OCIRegistry(reference="127.0.0.1:1/x"),
+            types.ImageStore(name="x", unpacks=[types.UnpackConfiguration(snapshotter="zfs")]),
+            grpc.StatusCode.NOT_FOUND,
+            "snapshotter 'zfs'; there are: native",
+        ),
+    ],
+)
+async def test_a_request_that_cannot_be_done_says_why(transfer, source, destination, code, why):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await transfer(source, destination)
+    assert caught.value.code() is code
+    assert why in (caught.value.details() or "")
+
+
+async def test_host_configuration_that_would_be_ignored_is_refused(tmp_path, transfer):
+    (tmp_path / "hosts/_default").mkdir(parents=True)
+    (tmp_path / "hosts/_default/hosts.toml").touch()
+    resolver = types.RegistryResolver(host_dir=str(tmp_path / "hosts"))
+    with pytest.raises(grpc.aio.AioRpcError, match="registry host configuration is not supported"):
+        await transfer(types.OCIRegistry(reference="127.0.0.1:1/x", resolver=resolver), types.ImageStore(name="x"))
+
+
+async def test_a_client_that_cancels_leaves_nothing(store, layout, transfer):
+    layer = layout.layer({"a": b"1"})
+    layout.image("1", [layer])
+    with serving(layout.root, "app") as registry:
+        name = f"{registry.host}/app:1"
+        gate = registry.hold(layer.digest)
+        pulling = asyncio.create_task(transfer(types.OCIRegistry(reference=name), types.ImageStore(name=name)))
+        await asyncio.to_thread(gate.reached.wait)
+        pulling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+        while store.left_over("default") or store.ingests("default"):  # noqa: ASYNC110 - the server hears of it later
+            await asyncio.sleep(0.005)

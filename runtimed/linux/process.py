@@ -1,0 +1,44 @@
+"""What a process can say about itself and its descriptors: prctl(2), /proc/self."""
+
+import ctypes
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from runtimed.linux.prctl import prctl
+
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+
+_MAX_NAME = 15  # bytes, TASK_COMM_LEN without its NUL
+_MAX_OOM_SCORE_ADJ = 1000
+
+
+def set_child_subreaper() -> None:
+    """Become the parent of descendants whose own parent ends, in init's place (PR_SET_CHILD_SUBREAPER)."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_name(name: str) -> None:
+    """Set the name that ps and top show, cut to 15 bytes (PR_SET_NAME)."""
+    buffer = ctypes.create_string_buffer(os.fsencode(name)[:_MAX_NAME])
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def raise_oom_score_adj(by: int) -> None:
+    """Make the OOM killer prefer this process by *by* more than so far (proc_pid_oom_score_adj(5))."""
+    fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        value = min(int(os.read(fd, 16)) + by, _MAX_OOM_SCORE_ADJ)
+        os.pwrite(fd, str(value).encode(), 0)
+    finally:
+        os.close(fd)
+
+
+def close_fds(keep: Collection[int]) -> None:
+    """Close every descriptor above 2 but those to *keep*, however it came here."""
+    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if fd > 2 and fd not in keep:
+            with suppress(OSError):  # the one that listed the directory is closed already
+                os.close(fd)

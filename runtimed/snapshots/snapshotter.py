@@ -1,0 +1,140 @@
+"""What a snapshotter is: the contract that every implementation keeps and `tests/conformance` checks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar, Protocol
+
+from runtimed.errors import FailedPrecondition
+from runtimed.mounts import Mount
+
+Mounts = list[Mount]  # a name of its own, because the contract has a method called `list`
+
+
+class Kind(StrEnum):
+    """What may be done with a snapshot."""
+
+    ACTIVE = "active"  # written through its mounts; may be committed
+    VIEW = "view"  # read through its mounts; may only be removed
+    COMMITTED = "committed"  # never changes again; may be a parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """A snapshot as it is recorded."""
+
+    name: str  # the key of an active snapshot or view, the name of a committed one
+    parent: str = ""  # "" is none
+    kind: Kind
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created_at: int  # nanoseconds since the epoch, UTC
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a snapshot takes on disk by itself, without its parents."""
+
+    size: int  # bytes allocated (st_blocks), not the files' lengths; a hard-linked file counts once
+    inodes: int
+
+
+class NotSupported(FailedPrecondition):
+    """This host cannot run the snapshotter: not an error of the daemon, clients take another one."""
+
+
+class Snapshotter(Protocol):
+    """Keeps directory trees of which each can build upon another.
+
+    **Terms.** An *active* snapshot is begun with :meth:`prepare`, is written through its mounts, and ends with
+    :meth:`commit`, which turns it into a *committed* one under a name of its own, or with :meth:`remove`. A committed
+    snapshot never changes; it can be the *parent* of any number of others, and cannot be removed while it is. A
+    *view* is like an active snapshot that is only read. Keys and names share one space: any string, with slashes,
+    blanks and colons, at most as long as a label. Snapshots cost nothing while nobody mounts them.
+
+    **Mounts** are data. Whoever is given them (the daemon, a shim, or a client in another process) makes them in
+    their order on a directory of his choice, and takes them off; the snapshotter never does. They stay valid until the
+    snapshot is committed or removed, also over a restart of the daemon and a reboot.
+
+    **Blocking.** All methods are blocking, may be called from several threads at once, and know no event loop. Of two
+    calls for one key at the same time one wins, and the other gets the error it would get after it.
+
+    **Durability.** What a method has done when it returns survives a power cut: a committed snapshot with all its
+    content. What a method that raised, or a crash, leaves on disk is invisible, is not in the way of a second try,
+    and goes with the next :meth:`cleanup`, at the latest with one after the snapshotter was made again.
+
+    **Hostile content.** The trees hold what an image or a container put there. Whatever a method does with them, it
+    follows no link and leaves no tree, and it deletes nothing through a mount.
+
+    **Made** by ``Cls(root: Path, config: Cls.Config)``: *root* is a directory for this snapshotter alone, and
+    ``Config`` a frozen dataclass with defaults, filled from the table ``[snapshotters.<name>]``. The constructor
+    raises NotSupported, with the reason, where the host lacks what the snapshotter needs.
+    """
+
+    capabilities: ClassVar[tuple[str, ...]]
+    """What clients may ask for beyond this contract, in containerd's words: ``rebase``, ``remap-ids``, ..."""
+
+    def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> Mounts:
+        """Begin an active snapshot with the content of *parent* ("" is an empty directory) and return its mounts.
+
+        The root directory has the mode and owner of the parent's. *labels* are those meant for snapshotters
+        (``containerd.io/snapshot/...``); they come back in :meth:`stat`.
+
+        Raises:
+            AlreadyExists: *key* is taken. The snapshot there is as it was.
+            NotFound: no *parent*.
+            InvalidArgument: *parent* is not committed, or *key* is empty.
+            ResourceExhausted: the disk is full.
+        """
+
+    def view(self, key: str, parent: str, labels: Mapping[str, str]) -> Mounts:
+        """Begin a view of *parent* and return its mounts, through which nothing can be written. Raises as prepare."""
+
+    def mounts(self, key: str) -> Mounts:
+        """Return the mounts of an active snapshot or view once more; the same as they were.
+
+        Raises NotFound, and FailedPrecondition for a committed snapshot, which is read through a view.
+        """
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str]) -> None:
+        """Turn the active snapshot *key* into the committed snapshot *name*; *key* is free again.
+
+        Its mounts should be off by then. *labels* replace those of the active snapshot. Blocks until the content is
+        on disk.
+
+        Raises:
+            AlreadyExists: *name* is taken. The active snapshot goes on.
+            NotFound: no *key*.
+            FailedPrecondition: *key* is not active.
+        """
+
+    def remove(self, key: str) -> None:
+        """Remove a snapshot of any kind and free its disk space.
+
+        Raises:
+            NotFound: no *key*; also of a second call.
+            FailedPrecondition: it has children, or something is mounted inside its own directory; a snapshotter may
+                also refuse while it is mounted itself. The snapshot is as it was.
+        """
+
+    def stat(self, key: str) -> Info:
+        """Return the record of a snapshot of any kind. Raises NotFound."""
+
+    def update(self, key: str, labels: Mapping[str, str]) -> Info:
+        """Replace the labels of a snapshot of any kind and return the record. Raises NotFound."""
+
+    def usage(self, key: str) -> Usage:
+        """Return what the snapshot takes on disk without its parents.
+
+        An active snapshot is measured as it is now, which takes time in proportion to its files; a committed one was
+        measured when it was committed. Raises NotFound.
+        """
+
+    def cleanup(self) -> None:
+        """Delete what no record explains: the leftovers of failures and crashes. May take long."""
+
+    def close(self) -> None:
+        """Let go of files and memory. Nothing may be called after it; snapshots stay for the next start."""
+
+    def list(self) -> Iterator[Info]:
+        """Yield the record of every snapshot, as of the call, parents before their children."""

@@ -1,0 +1,37 @@
+"""A running daemon, an image in a real registry, and the clients that are driven against both."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.daemon import PrivateDaemon, private_daemon
+from tests.images.busybox import NAME
+from tests.images.busybox import busybox as busybox_layout
+from tests.registry import Registry
+
+
+@pytest.fixture(scope="session")
+def busybox(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The reference of a busybox image in the registry."""
+    return registry.push(busybox_layout(tmp_path_factory.mktemp("busybox") / "layout"), "e2e/busybox:1", source=NAME)
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[PrivateDaemon]:
+    """One daemon for the tests of a module; afterwards nothing of it may be left on the machine."""
+    with private_daemon() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pulled(daemon: PrivateDaemon, busybox: str) -> str:
+    """The reference of the busybox image, pulled."""
+    daemon.rctl("pull", busybox)
+    return busybox
+
+
+@pytest.fixture
+def fresh() -> Iterator[PrivateDaemon]:
+    """A daemon of the test's own, to be stopped, killed and started again."""
+    with private_daemon() as running:
+        yield running

@@ -1,0 +1,180 @@
+"""What a person does with rctl, against a real registry, a real runc and real mounts."""
+
+import itertools
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+
+def test_pull_says_what_it_did_and_images_lists_it(daemon, busybox):
+    first = daemon.rctl("pull", busybox)
+    assert busybox in first.stdout
+    listed = json.loads(daemon.rctl("-o", "json", "images").stdout)
+    assert busybox in [image["name"] for image in listed]
+
+
+@pytest.mark.parametrize(("script", "status"), [("true", 0), ("exit 7", 7), ("exit 137", 137)])
+def test_the_exit_status_is_the_containers(daemon, pulled, script, status):
+    assert daemon.run("--rm", pulled, "--", "sh", "-c", script, check=False).returncode == status
+
+
+def test_a_container_that_is_killed_gives_128_and_the_signal(daemon, pulled):
+    command = daemon.rctl_command("run", "--rm", "--cgroup-parent", daemon.cgroup_parent, pulled, "victim", "sh", "-c")
+    with subprocess.Popen([*command, "echo up; sleep 600"], stdout=subprocess.PIPE) as running:
+        assert running.stdout
+        assert running.stdout.readline() == b"up\n"
+        daemon.rctl("kill", "-s", "KILL", "victim")
+        assert running.wait(20) == 137
+    assert "victim" not in daemon.rctl("ps", "-aq").stdout.split()
+
+
+def test_the_image_is_what_its_layers_say(daemon, pulled):
+    done = daemon.run(
+        "--rm", pulled, "--", "sh", "-c", "cat /etc/motd; ls /etc/removed; wc -l < /data/numbers", check=False
+    )
+    assert done.stdout == "welcome\n100000\n"
+    assert "/etc/removed: No such file" in done.stderr
+
+
+def test_the_environment_is_the_images_and_what_is_given(daemon, pulled):
+    out = daemon.run("--rm", "-e", "GIVEN=a b", pulled, "--", "env").stdout
+    assert {"GIVEN=a b", "FROM_IMAGE=yes"} <= set(out.splitlines())
+
+
+def test_standard_input_reaches_the_container(daemon, pulled):
+    text = "line\n" * 50_000
+    assert daemon.run("--rm", "-i", pulled, "--", "wc", "-c", input=text).stdout.strip() == str(len(text))
+
+
+def test_output_and_errors_are_kept_apart(daemon, pulled):
+    done = daemon.run("--rm", pulled, "--", "sh", "-c", "echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+def test_a_mount_of_the_host(daemon, pulled, tmp_path):
+    (tmp_path / "from-host").write_text("hello")
+    script = "cat /mnt/from-host; echo reply > /mnt/from-container"
+    assert daemon.run("--rm", "-v", f"{tmp_path}:/mnt", pulled, "--", "sh", "-c", script).stdout == "hello"
+    assert (tmp_path / "from-container").read_text() == "reply\n"
+    done = daemon.run("--rm", "-v", f"{tmp_path}:/mnt:ro", pulled, "--", "touch", "/mnt/x", check=False)
+    assert "Read-only file system" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_terminal(daemon, pulled):
+    command = daemon.rctl_command("run", "--rm", "-t", "--cgroup-parent", daemon.cgroup_parent, pulled, "tty1", "sh")
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(command[0], command)
+    try:
+        os.write(master, b"test -t 0 && test -t 1 && echo ter''minal; exit 3\n")
+        output = b""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and select.select([master], [], [], 30)[0]:
+            try:
+                output += os.read(master, 4096)
+            except OSError:  # EIO: the other end is closed
+                break
+        _, status = os.waitpid(pid, 0)
+        assert b"terminal" in output
+        assert os.waitstatus_to_exitcode(status) == 3
+    finally:
+        os.close(master)
+
+
+def test_a_detached_container_can_be_looked_at_entered_and_ended(daemon, pulled):
+    started = daemon.run(
+        "-d", pulled, "box", "sh", "-c", "echo started; trap 'echo ended; exit 4' TERM; sleep 600 & wait"
+    )
+    assert started.stdout == "box\n"
+    try:
+        assert daemon.rctl("exec", "box", "cat", "/etc/motd").stdout == "welcome\n"
+        assert daemon.rctl("exec", "box", "sh", "-c", "exit 9", check=False).returncode == 9
+        assert daemon.rctl("exec", "-i", "box", "cat", input="typed").stdout == "typed"
+        (row,) = json.loads(daemon.rctl("-o", "json", "ps").stdout)
+        assert (row["id"], row["status"].lower()) == ("box", "running")
+
+        refused = daemon.rctl("rm", "box", check=False)
+        assert refused.returncode == 1
+        assert "box" in refused.stderr
+        assert "-f" in refused.stderr
+
+        daemon.rctl("kill", "box")
+        while json.loads(daemon.rctl("-o", "json", "ps", "-a").stdout)[0]["status"].lower() == "running":
+            pass
+        assert daemon.rctl("logs", "box").stdout == "started\nended\n"
+    finally:
+        daemon.rctl("rm", "-f", "box")
+    assert daemon.rctl("ps", "-aq").stdout == ""
+
+
+def test_control_c_ends_the_container(daemon, pulled):
+    script = "trap 'exit 5' INT; echo up; while true; do sleep 0.1; done"
+    command = daemon.rctl_command(
+        "run", "--rm", "--cgroup-parent", daemon.cgroup_parent, pulled, "--", "sh", "-c", script
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+        assert running.stdout
+        assert running.stdout.readline() == b"up\n"
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 5
+
+
+def test_images_with_the_native_snapshotter(daemon, busybox):
+    daemon.rctl("pull", "--snapshotter", "native", busybox)
+    done = daemon.run("--rm", "--snapshotter", "native", busybox, "--", "cat", "/etc/motd")
+    assert done.stdout == "welcome\n"
+
+
+def test_an_embedded_image_needs_no_registry(daemon):
+    done = daemon.run("--rm", "runtimed.io/hello:latest", "greeting", "7", check=False)
+    assert (done.stdout, done.returncode) == ("hello from a runtimed container\n", 7)
+
+
+def test_pause_ends_when_it_is_told_to(daemon):
+    daemon.run("-d", "runtimed.io/pause:latest", "pause")
+    daemon.rctl("kill", "-s", "TERM", "pause")
+    while json.loads(daemon.rctl("-o", "json", "ps", "-a").stdout)[0]["status"].lower() == "running":
+        pass
+    daemon.rctl("rm", "pause")
+
+
+def test_rmi_forgets_the_image_and_a_pull_brings_it_back(daemon, busybox):
+    daemon.rctl("pull", busybox)
+    daemon.rctl("rmi", busybox)
+    assert busybox not in daemon.rctl("images").stdout
+    daemon.rctl("pull", busybox)
+    assert busybox in daemon.rctl("images").stdout
+
+
+def test_events_are_told_as_they_happen(daemon, pulled):
+    with subprocess.Popen(daemon.rctl_command("-o", "json", "events"), stdout=subprocess.PIPE, text=True) as following:
+        try:
+            assert following.stdout
+            # Until the first line comes the subscription may not stand yet: a label changes until it does.
+            number = itertools.count()
+            while not select.select([following.stdout], [], [], 0.3)[0]:
+                daemon.ctr("namespaces", "label", daemon.namespace, f"n={next(number)}")
+            daemon.run("--rm", pulled, "watched", "true")
+            topics = []
+            for line in following.stdout:
+                topics.append(json.loads(line)["topic"])
+                if topics[-1] == "/containers/delete":
+                    break
+            wanted = ["/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+            assert [topic for topic in topics if topic in wanted] == wanted
+        finally:
+            following.terminate()
+
+
+def test_version_and_info_name_the_daemon(daemon):
+    assert "0.1.0" in daemon.rctl("version").stdout
+    assert str(daemon.pid) in daemon.rctl("-o", "json", "info").stdout

@@ -1,7 +1,9 @@
-"""Fixtures that every kind of test may use."""
+"""Fixtures that every kind of test may use, and the check that the suite leaves nothing on the machine."""
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,42 @@ def registry() -> Iterator[Registry]:
     """Debian's docker-registry, shared by all tests: push under names of your own."""
     with docker_registry() as running:
         yield running
+
+
+# Where something of ours, or of what we drive, could be left lying.
+_PLACES = (
+    ("/tmp", "rtd-*"),
+    ("/tmp", "runtimed-*"),
+    ("/tmp", "rctl-*"),
+    ("/run", "rctl-*"),
+    ("/run", "runtimed*"),
+    ("/run/netns", "*"),
+    ("/run/containerd", "*/*"),  # other shims and clients cannot be told to stay away from it
+    ("/sys/fs/cgroup", "*/*rtd*"),
+    ("/sys/fs/cgroup", "*/*rctl*"),
+    ("/sys/fs/cgroup", "*/runtimed*"),
+)
+# Programs that tests start, and what they start in turn.
+_PROGRAMS = (b"shim", b"runtimed", b"rctl", b"runc", b"containerd", b"ctr", b"docker-registry", b"busybox", b"pause")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left() -> Iterator[None]:
+    """After the last test no mount, process, netns, cgroup, FIFO or directory is there that was not before."""
+    before = _things()
+    yield
+    left = sorted(_things() - before)
+    assert not left, f"the suite left behind: {left}"
+
+
+def _things() -> set[str]:
+    things = {str(path) for place, pattern in _PLACES for path in Path(place).glob(pattern)}
+    things |= {f"mount {line.split()[4]}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+            if any(name in command for name in _PROGRAMS):
+                things.add(f"process {entry.name}: {command.decode(errors='replace')}")
+    return things

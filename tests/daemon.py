@@ -112,7 +112,9 @@ class PrivateDaemon:
             self.process = None
 
     def rctl_command(self, *arguments: object) -> list[str]:
+        """Return the command line of rctl against this daemon; its FIFOs, too, lie in the base directory."""
         return [
+            *("env", f"XDG_RUNTIME_DIR={self.base}"),
             str(BIN / "rctl"),
             *("--address", str(self.address), "--namespace", self.namespace),
             *map(str, arguments),

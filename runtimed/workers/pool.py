@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runtimed.diff.apply import Applied
-from runtimed.errors import FailedPrecondition, InvalidArgument, from_code
+from runtimed.errors import InvalidArgument, Unavailable, from_code
 from runtimed.mounts import Mount
 from runtimed.workers import jobs
 from runtimed.workers.jobs import Fetch
@@ -54,7 +54,7 @@ class Pool:
         self._is_open = True
 
     async def close(self) -> None:
-        """End all worker processes. Jobs that still run fail with Unavailable, new ones with FailedPrecondition."""
+        """End all worker processes. Jobs that still run, and new ones, fail with Unavailable."""
         self._is_open = False
         for worker in list(self._idle):
             self._end(worker)
@@ -76,7 +76,7 @@ class Pool:
         if not mounts:
             raise InvalidArgument("a layer cannot be applied to no mounts at all")
         if self._mountpoint is None:
-            raise FailedPrecondition("the worker pool has not been started")
+            raise Unavailable("the worker pool is not running")
         job = jobs.Apply(blob=blob, media_type=media_type, mounts=tuple(mounts), mountpoint=self._mountpoint)
         done = await self._run(self._applying, job, lambda _: None)
         return Applied(diff_id=done.digest, size=done.size)
@@ -115,7 +115,7 @@ class Pool:
 
     async def _take(self) -> Worker:
         if not self._is_open:
-            raise FailedPrecondition("the worker pool is closed: the daemon is stopping")
+            raise Unavailable("the worker pool is closed: the daemon is stopping")
         while self._idle:
             worker, timer = self._idle.popitem()
             timer.cancel()
@@ -130,7 +130,7 @@ class Pool:
         if not self._is_open:  # closed while it started
             self._busy.discard(worker)
             await worker.kill()
-            raise FailedPrecondition("the worker pool is closed: the daemon is stopping")
+            raise Unavailable("the worker pool is closed: the daemon is stopping")
         return worker
 
     def _keep(self, worker: Worker) -> None:

@@ -25,7 +25,7 @@ def image(daemon: PrivateDaemon, busybox: str) -> str:
 @pytest.fixture
 def box(daemon: PrivateDaemon, image: str) -> Iterator[str]:
     """A container that ctr started in the background."""
-    daemon.ctr("run", "-d", image, "box", "sh", "-c", "trap 'exit 3' TERM; sleep 600 & wait")
+    daemon.ctr("run", "-d", "--null-io", image, "box", "sh", "-c", "trap 'exit 3' TERM; sleep 600 & wait")
     yield "box"
     daemon.ctr("tasks", "rm", "-f", "box", check=False)
     daemon.ctr("containers", "rm", "box", check=False)

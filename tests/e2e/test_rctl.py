@@ -73,7 +73,7 @@ def test_a_terminal(daemon, pulled):
     command = daemon.rctl_command("run", "--rm", "-t", "--cgroup-parent", daemon.cgroup_parent, pulled, "tty1", "sh")
     pid, master = pty.fork()
     if pid == 0:
-        os.execv(command[0], command)
+        os.execvp(command[0], command)
     try:
         os.write(master, b"test -t 0 && test -t 1 && echo ter''minal; exit 3\n")
         output = b""

@@ -1,0 +1,155 @@
+"""rctl: the command line client. It knows the daemon by its public API only, like any other client."""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from runtimed.cli.output import note, safe
+from runtimed.errors import RuntimedError
+
+# Command -> module below runtimed.cli; the function has the command's name. Imported when called for: an import that
+# is not needed is time between the user and the container.
+_COMMANDS = {
+    "pull": "pull",
+    "run": "run",
+    "start": "start",
+    "ps": "containers",
+    "exec": "exec",
+    "kill": "tasks",
+    "logs": "logs",
+    "rm": "containers",
+    "images": "images",
+    "rmi": "images",
+    "inspect": "inspect",
+    "events": "events",
+    "info": "server",
+    "version": "server",
+}
+DEFAULT_ADDRESS = "/run/runtimed/runtimed.sock"
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command = getattr(importlib.import_module(f"runtimed.cli.{module}"), f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-a",
+    "--address",
+    envvar="RUNTIMED_ADDRESS",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    help="The daemon's socket.",
+)
+@click.option(
+    "-n",
+    "--namespace",
+    envvar=["RUNTIMED_NAMESPACE", "CONTAINERD_NAMESPACE"],
+    default="default",
+    show_default=True,
+    help="The namespace of containers and images.",
+)
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="For people or programs.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_obj
+def rctl(settings: Any, address: str, namespace: str, output: str, debug: bool) -> None:
+    """Pull images and run containers with runtimed.
+
+    Exit status: that of the process for run and exec; else 0, 1 for an error, 2 for wrong usage.
+    """
+    settings.address, settings.namespace = address, namespace
+    settings.json, settings.debug = output == "json", debug
+
+
+def main() -> None:
+    """Run the program with the process's arguments and end it with the exit status."""
+    _open_closed_streams()
+    status = call(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of a pipeline went first. Python would complain once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where rctl was started without a stream, lest a socket or a FIFO gets its number."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
+            setattr(sys, name, open(fd, "w" if fd else "r"))  # noqa: PTH123, SIM115 - as long as the process
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Return the exit status of ``rctl ARGUMENTS``; whatever goes wrong has been said on stderr."""
+    from runtimed.cli.client import Settings
+
+    logging.basicConfig(format="rctl: %(message)s", handlers=[_OneLine()], force=True)
+    settings = Settings()
+    try:
+        return rctl.main(list(arguments), prog_name="rctl", standalone_mode=False, obj=settings) or 0
+    except click.exceptions.NoArgsIsHelpError as exc:
+        exc.show()
+        return 2
+    except click.UsageError as exc:
+        note(exc.format_message())
+        _hint(f"see '{exc.ctx.command_path if exc.ctx else 'rctl'} --help'")
+        return 2
+    except click.ClickException as exc:
+        note(exc.format_message())
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as exc:
+        _explain(exc, debug=settings.debug)
+        return 1
+
+
+def _explain(exc: Exception, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    if isinstance(exc, RuntimedError | OSError):
+        note(str(exc))
+    else:
+        note(f"unexpected {type(exc).__name__}: {exc}")
+        if not debug:
+            _hint("rctl --debug ... shows where; please report it")
+    for hint in getattr(exc, "__notes__", ()):
+        _hint(hint)
+
+
+def _hint(text: str) -> None:
+    print(f"hint: {safe(text)}", file=sys.stderr)
+
+
+class _OneLine(logging.Handler):
+    """Log records (a failed undo step, say) as single lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            return
+        step = getattr(record, "step", "")
+        cause = record.exc_info[1] if record.exc_info else ""
+        note(": ".join(str(part) for part in (record.getMessage(), step, cause) if part))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""``rctl version`` and ``rctl info``: who answers."""
+
+from importlib.metadata import version
+
+import click
+from google.protobuf.empty_pb2 import Empty
+
+from runtimed.api import introspection_pb2 as introspection
+from runtimed.api.introspection_pb2_grpc import IntrospectionStub
+from runtimed.api.version_pb2_grpc import VersionStub
+from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.output import print_json, print_table, safe
+
+
+@click.command("version")
+@click.pass_obj
+def version_command(settings: Settings) -> int:
+    """Show the version of rctl and of the daemon."""
+    client_version = version("runtimed")
+    if not settings.json:
+        print(f"client: {client_version}")
+
+    async def work(client: Client) -> int:
+        answer = await client.call(VersionStub(client.channel).Version, Empty())
+        if settings.json:
+            server = {"version": answer.version, "revision": answer.revision}
+            print_json({"client": {"version": client_version}, "server": server})
+        else:
+            print(f"server: {safe(answer.version)}" + (f" ({safe(answer.revision)})" if answer.revision else ""))
+        return 0
+
+    return run(settings, work)
+
+
+@click.command("info")
+@click.pass_obj
+def info_command(settings: Settings) -> int:
+    """Show the daemon's identity and its plugins."""
+
+    async def work(client: Client) -> int:
+        stub = IntrospectionStub(client.channel)
+        server = await client.call(stub.Server, Empty())
+        answer = await client.call(stub.Plugins, introspection.PluginsRequest())
+        plugins = sorted(answer.plugins, key=lambda plugin: (plugin.type, plugin.id))
+        if settings.json:
+            print_json(
+                {
+                    "uuid": server.uuid,
+                    "pid": server.pid,
+                    "address": str(settings.socket_path),
+                    "plugins": [_plugin(plugin) for plugin in plugins],
+                }
+            )
+            return 0
+        print(
+            f"uuid:    {safe(server.uuid)}\npid:     {server.pid or '-'}\naddress: {safe(str(settings.socket_path))}\n"
+        )
+        rows = [(p.type, p.id, _shorten(p.init_err.message) or "ok", p.exports.get("root", "")) for p in plugins]
+        print_table(("TYPE", "ID", "STATUS", "ROOT"), rows)
+        return 0
+
+    return run(settings, work)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _plugin(plugin: introspection.Plugin) -> dict[str, object]:
+    return {
+        "type": plugin.type,
+        "id": plugin.id,
+        "exports": dict(plugin.exports),
+        "capabilities": list(plugin.capabilities),
+        "error": plugin.init_err.message or None,
+    }

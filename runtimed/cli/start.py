@@ -1,0 +1,76 @@
+"""``rctl start``: run a container again whose task has ended."""
+
+import click
+import msgspec
+
+from runtimed import labels
+from runtimed.api import containers_pb2 as containers
+from runtimed.api import snapshots_pb2 as snapshots
+from runtimed.api import task_types_pb2
+from runtimed.api import tasks_pb2 as tasks
+from runtimed.api.containers_pb2_grpc import ContainersStub
+from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
+from runtimed.api.tasks_pb2_grpc import TasksStub
+from runtimed.cli import logs
+from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.output import note, print_lines
+from runtimed.cli.process import Process
+from runtimed.errors import FailedPrecondition, NotFound, RuntimedError
+from runtimed.threads import blocking
+
+
+@click.command("start", short_help="Start ended containers again.")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.pass_obj
+def start_command(settings: Settings, ids: tuple[str, ...]) -> int:
+    """Start containers again, in the background, with the files they left; see 'rctl logs' for the output."""
+
+    async def work(client: Client) -> int:
+        failures = 0
+        for id in ids:
+            try:
+                await _start(client, id)
+            except RuntimedError as exc:
+                failures += 1
+                note(str(exc))
+            else:
+                print_lines([id])
+        return 1 if failures else 0
+
+    return run(settings, work)
+
+
+async def _start(client: Client, id: str) -> None:
+    stub = ContainersStub(client.channel)
+    record = (await client.call(stub.Get, containers.GetContainerRequest(id=id))).container
+    process = Process(client, id)
+    await _delete_ended(client, process)
+    path = await logs.default_path(client, id)
+    await blocking(logs.make, path)
+    record.labels[labels.LOG_URI] = path.as_uri()
+    update = containers.UpdateContainerRequest(container=record)
+    update.update_mask.paths.append(f"labels.{labels.LOG_URI}")
+    await client.call(stub.Update, update)
+    mounts = snapshots.MountsRequest(snapshotter=record.snapshotter, key=record.snapshot_key)
+    rootfs = (await client.call(SnapshotsStub(client.channel).Mounts, mounts)).mounts
+    has_terminal = bool(msgspec.json.decode(record.spec.value).get("process", {}).get("terminal"))
+    uri = path.as_uri()
+    create = tasks.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=uri, stderr=uri, terminal=has_terminal)
+    await client.call(TasksStub(client.channel).Create, create)
+    try:
+        await process.start()
+    except RuntimedError:
+        await process.delete()
+        raise
+
+
+async def _delete_ended(client: Client, process: Process) -> None:
+    """Delete the former task. Raises FailedPrecondition if it has not ended."""
+    try:
+        request = tasks.GetRequest(container_id=process.container_id)
+        found = (await client.call(TasksStub(client.channel).Get, request)).process
+    except NotFound:
+        return
+    if found.status != task_types_pb2.STOPPED:
+        raise FailedPrecondition(f"container {process.container_id!r} is running")
+    await process.delete()

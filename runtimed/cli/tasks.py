@@ -1,0 +1,46 @@
+"""``rctl kill``."""
+
+import signal
+
+import click
+
+from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.output import note
+from runtimed.cli.process import Process
+from runtimed.errors import InvalidArgument, RuntimedError
+
+
+@click.command("kill")
+@click.option("-s", "--signal", "name", default="TERM", show_default=True, help="A name or a number.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Signal all processes of the container.")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.pass_obj
+def kill_command(settings: Settings, name: str, everything: bool, ids: tuple[str, ...]) -> int:
+    """Send a signal to containers."""
+    number = signal_number(name)
+
+    async def work(client: Client) -> int:
+        failures = 0
+        for id in ids:
+            try:
+                await Process(client, id).kill(number, everything=everything)
+            except RuntimedError as exc:
+                failures += 1
+                note(str(exc))
+        return 1 if failures else 0
+
+    return run(settings, work)
+
+
+def signal_number(text: str) -> int:
+    """Return the number of a signal written as ``9``, ``KILL``, ``SIGKILL`` or ``RTMIN+3``. Raises InvalidArgument."""
+    if text.isascii() and text.isdigit() and 0 < int(text[:4]) <= signal.SIGRTMAX:
+        return int(text)
+    name, plus, offset = text.upper().removeprefix("SIG").partition("+")
+    try:
+        number = signal.Signals[f"SIG{name}"] + (int(offset) if plus else 0)
+    except (KeyError, ValueError):
+        raise InvalidArgument(f"{text!r} is not a signal; give a name like TERM or a number") from None
+    if plus and (name != "RTMIN" or not signal.SIGRTMIN <= number <= signal.SIGRTMAX):
+        raise InvalidArgument(f"{text!r} is not a signal")
+    return number

@@ -1,0 +1,139 @@
+"""The Transfer service: a pull done by the daemon, its progress and its questions over streams."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import Message
+
+from runtimed.api import streaming_pb2 as streaming
+from runtimed.api import transfer_pb2 as pb
+from runtimed.api import transfer_types_pb2 as types
+from runtimed.api import types_pb2
+from runtimed.api.streaming_pb2_grpc import StreamingStub
+from runtimed.api.transfer_pb2_grpc import TransferStub
+from runtimed.cli.client import Client
+from runtimed.cli.output import note
+from runtimed.oci.descriptor import Platform
+from runtimed.oci.reference import Reference
+
+_DOCKER_HOSTS = {"docker.io", "index.docker.io", "registry-1.docker.io"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What ``--user`` says."""
+
+    username: str
+    secret: str
+
+
+async def pull(
+    client: Client,
+    reference: Reference,
+    *,
+    platform: Platform,
+    snapshotter: str,
+    plain_http: bool,
+    credentials: Credentials | None,
+    report: Callable[[types.Progress], None],
+) -> None:
+    """Let the daemon pull *reference*, unpack it for *snapshotter* and name it; *report* hears of each step.
+
+    Raises:
+        RuntimedError: as the daemon says; NotFound, Unauthenticated and Unavailable are about the registry.
+    """
+    wanted = types_pb2.Platform(os=platform.os, architecture=platform.architecture, variant=platform.variant)
+    resolver = types.RegistryResolver(default_scheme="http" if plain_http else "")
+    async with AsyncExitStack() as held:
+        if credentials:
+            questions = await held.enter_async_context(_stream(client))
+            resolver.auth_stream = questions.id
+            await held.enter_async_context(_meanwhile(_answer(questions, reference, credentials)))
+        progress = await held.enter_async_context(_stream(client))
+        reporting = await held.enter_async_context(_meanwhile(_report(progress, report)))
+        source = types.OCIRegistry(reference=str(reference), resolver=resolver)
+        unpack = types.UnpackConfiguration(platform=wanted, snapshotter=snapshotter)
+        destination = types.ImageStore(name=str(reference), platforms=[wanted], unpacks=[unpack])
+        request = pb.TransferRequest(
+            source=_any(source),
+            destination=_any(destination),
+            options=pb.TransferOptions(progress_stream=progress.id),
+        )
+        await client.call(TransferStub(client.channel).Transfer, request)
+        # The last steps may still be under way when the answer has come.
+        await asyncio.wait([reporting], timeout=1)
+
+
+@asynccontextmanager
+async def _meanwhile(work: Coroutine[object, object, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Hold a task that does *work*; it ends with the block at the latest, and what went wrong in it is raised then."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+class _Stream:
+    """Messages to and from the daemon, beside a call that names the stream by its *id*."""
+
+    def __init__(self, id: str, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+        self.id = id
+        self._call = call
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """Yield what the daemon sends, until it ends the stream."""
+        with suppress(grpc.aio.AioRpcError):  # what went wrong is the answer of the call itself
+            while isinstance(message := await self._call.read(), Any):  # EOF is an object of another kind
+                yield message
+
+    async def send(self, message: Message) -> None:
+        await self._call.write(_any(message))
+
+
+@asynccontextmanager
+async def _stream(client: Client) -> AsyncIterator[_Stream]:
+    call = StreamingStub(client.channel).Stream(metadata=client.metadata)
+    try:
+        stream = _Stream(f"rctl-{secrets.token_hex(8)}", call)
+        await stream.send(streaming.StreamInit(id=stream.id))
+        await call.read()  # answered when the stream can be used
+        yield stream
+    except grpc.aio.AioRpcError as exc:
+        raise client.error(exc) from exc
+    finally:
+        call.cancel()
+
+
+async def _report(stream: _Stream, report: Callable[[types.Progress], None]) -> None:
+    async for message in stream:
+        progress = types.Progress()
+        if message.type_url.endswith(progress.DESCRIPTOR.full_name):
+            progress.ParseFromString(message.value)
+            report(progress)
+
+
+async def _answer(stream: _Stream, reference: Reference, credentials: Credentials) -> None:
+    """Answer questions for credentials, for the registry they were given for and no other (CVE-2020-15157)."""
+    async for message in stream:
+        request = types.AuthRequest.FromString(message.value)
+        answer = types.AuthResponse()
+        if request.host == reference.host or (reference.host == "docker.io" and request.host in _DOCKER_HOSTS):
+            answer.authType = types.CREDENTIALS
+            answer.username, answer.secret = credentials.username, credentials.secret
+        else:
+            note(f"{request.host!r} asks for credentials; those for {reference.host!r} are not given to it")
+        await stream.send(answer)
+
+
+def _any(message: Message) -> Any:
+    # The bare name, without a host: what containerd's clients send.
+    return Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())

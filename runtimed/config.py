@@ -1,0 +1,270 @@
+"""The configuration: one TOML file (and what it imports) as frozen dataclasses.
+
+A file starts with ``version = 1``. Files named by ``imports`` (globs, relative to the importing file) are merged over
+it in order: tables key by key, everything else replaced. A key that is not known is an error that names file, line and
+key, so that a misspelt setting is never silently without effect.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from runtimed.errors import InvalidArgument, NotFound, os_errors
+
+DEFAULT_PATH = Path("/etc/runtimed/config.toml")
+VERSION = 1
+BUILTIN = "builtin"  # a runtime whose shim is our own, forked from the warm parent
+DEFAULT_RUNTIME = "io.containerd.runc.v2"
+
+_LEVELS = ("debug", "info", "warning", "error")
+_FORMATS = ("auto", "console", "json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Socket:
+    """Who may open the API's socket, which is as good as being root."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o660
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    level: str = "info"  # debug, info, warning, error; read again on SIGHUP
+    format: str = "auto"  # console, json; auto is console on a terminal, json otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    count: int = 2  # processes that handle layer bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """``[runtimes."<name>"]``: what a runtime's name stands for."""
+
+    shim: str = BUILTIN  # or the path of a containerd shim
+    binary: str = "runc"  # the OCI runtime: a name on PATH or a path
+    root: str = ""  # where the OCI runtime keeps its state; "" is <state>/runc
+    systemd_cgroup: bool = False
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    root: Path = Path("/var/lib/runtimed")  # survives a reboot
+    state: Path = Path("/run/runtimed")  # does not
+    address: str = ""  # the API's socket; "" is <state>/runtimed.sock, and load() fills it in
+    default_runtime: str = DEFAULT_RUNTIME  # for containers that name none
+    socket: Socket = Socket()
+    log: Log = Log()
+    workers: Workers = Workers()
+    runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
+    snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py
+
+
+def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read *path* (None: the default file, which need not exist) and what it imports; *overrides* win over all.
+
+    *overrides* is nested as the file is: ``{"root": ..., "log": {"level": ...}}``.
+
+    Raises:
+        NotFound: *path* was given and is not there.
+        InvalidArgument: not TOML, another version, an unknown key, a value of the wrong kind.
+    """
+    if path is None and not DEFAULT_PATH.exists():
+        table: dict[str, Any] = {}
+    else:
+        table = _read(path or DEFAULT_PATH, ())
+    _merge(table, overrides or {})
+    return _checked(_build(Config, table, ()))
+
+
+def dump(config: Config) -> str:
+    """Return *config* as a file that :func:`load` reads."""
+    return f"version = {VERSION}\n" + _dump_table(_as_table(config), ())
+
+
+def _read(path: Path, importers: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the file's table with its imports merged over it."""
+    if path in importers:
+        raise InvalidArgument(f"{path}: imports itself")
+    if not path.exists():
+        raise NotFound(f"configuration file {path}: no such file; `runtimed config default` prints one to start from")
+    with os_errors(f"configuration file {path}"):
+        data = path.read_bytes()
+    try:
+        text = data.decode()
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise InvalidArgument(f"{path}: not TOML: {exc}") from None
+    version = table.pop("version", None)
+    if version != VERSION:
+        found = "is missing" if version is None else f"is {version!r}"
+        raise InvalidArgument(f"{path}: `version` {found}; this runtimed reads `version = {VERSION}`")
+    imports = table.pop("imports", [])
+    if not isinstance(imports, list) or not all(isinstance(pattern, str) for pattern in imports):
+        raise InvalidArgument(f"{path}:{_line_of(text, ('imports',))}: imports: must be a list of file names")
+    try:
+        _build(Config, table, ())
+    except _BadKey as exc:
+        raise InvalidArgument(f"{path}:{_line_of(text, exc.key)}: {exc}") from None
+    for pattern in imports:
+        for imported in _matching(path.parent, pattern):
+            _merge(table, _read(imported, (*importers, path)))
+    return table
+
+
+def _matching(directory: Path, pattern: str) -> list[Path]:
+    """Return the files that *pattern* names, in order; a pattern without wildcards names one, be it there or not."""
+    if not any(wild in pattern for wild in "*?["):
+        return [directory / pattern]
+    whole = directory / pattern
+    return sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
+
+
+def _merge(table: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            below = table.setdefault(key, {})
+            if isinstance(below, dict):
+                _merge(below, value)
+                continue
+        table[key] = value
+
+
+class _BadKey(InvalidArgument):
+    """An unknown key or a wrong value; `key` is where it stands."""
+
+    def __init__(self, key: tuple[str, ...], problem: str) -> None:
+        super().__init__(f"{_dotted(key)}: {problem}")
+        self.key = key
+
+
+def _build(kind: Any, value: Any, key: tuple[str, ...]) -> Any:
+    """Return *value*, which stands at *key*, as an instance of *kind*."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if not isinstance(value, Mapping):
+            raise _BadKey(key, "must be a table")
+        if unknown := [name for name in value if name not in hints]:
+            raise _BadKey((*key, unknown[0]), f"unknown key; known here are {', '.join(hints)}")
+        built: Any = kind(**{name: _build(hints[name], below, (*key, name)) for name, below in value.items()})
+        # The default runtime stays known when a file configures another one.
+        if kind is Config:
+            built = replace(built, runtimes={DEFAULT_RUNTIME: Runtime(), **built.runtimes})
+        return built
+    if get_origin(kind) is Mapping:
+        if not isinstance(value, Mapping):
+            raise _BadKey(key, "must be a table")
+        return {name: _build(get_args(kind)[1], below, (*key, name)) for name, below in value.items()}
+    if kind is Any:
+        return value
+    if kind is Path and isinstance(value, str | Path):
+        if not Path(value).is_absolute():
+            raise _BadKey(key, f"{str(value)!r} must be an absolute path")
+        return Path(value)
+    if type(value) is not kind:  # bool is an int to isinstance
+        raise _BadKey(key, f"must be {_KINDS[kind]}, not {value!r}")
+    return value
+
+
+_KINDS = {str: "a string", int: "a whole number", bool: "true or false", Path: "a path"}
+
+
+def _checked(config: Config) -> Config:
+    """Return *config* with what depends on other settings filled in. Raises InvalidArgument."""
+    config = replace(config, address=config.address or str(config.state / "runtimed.sock"))
+    if config.log.level not in _LEVELS:
+        raise InvalidArgument(f"log.level: {config.log.level!r} is not one of {', '.join(_LEVELS)}")
+    if config.log.format not in _FORMATS:
+        raise InvalidArgument(f"log.format: {config.log.format!r} is not one of {', '.join(_FORMATS)}")
+    if not 1 <= config.workers.count <= 64:
+        raise InvalidArgument(f"workers.count: {config.workers.count} is not between 1 and 64")
+    if not 0 <= config.socket.mode <= 0o777:
+        raise InvalidArgument(f"socket.mode: {config.socket.mode:#o} is not a file mode such as 0o660")
+    if min(config.socket.uid, config.socket.gid) < 0:
+        raise InvalidArgument("socket.uid, socket.gid: must not be negative")
+    if not config.address.startswith("/"):
+        raise InvalidArgument(f"address: {config.address!r} must be the absolute path of a unix socket")
+    for name, runtime in config.runtimes.items():
+        if runtime.shim != BUILTIN and not runtime.shim.startswith("/"):
+            raise InvalidArgument(f"runtimes.{name}.shim: {runtime.shim!r} must be {BUILTIN!r} or an absolute path")
+    return config
+
+
+_KEY = r"(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')"
+_ASSIGNMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=")
+_HEADER = re.compile(rf"\s*\[\[?\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
+
+
+def _line_of(text: str, key: tuple[str, ...]) -> int:
+    """Return the number of the line that sets *key* (or its table, or the table around it)."""
+    table: tuple[str, ...] = ()
+    found, depth = 1, 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            here = table = _split(header[1])
+        elif assignment := _ASSIGNMENT.match(line):
+            here = (*table, *_split(assignment[1]))
+        else:
+            continue
+        shared = len(here) if here == key[: len(here)] else 0
+        if key == here[: len(key)]:
+            return number
+        if shared > depth:
+            found, depth = number, shared
+    return found
+
+
+def _split(dotted: str) -> tuple[str, ...]:
+    """Split a dotted key as TOML does: by letting the parser do it."""
+    table: Any = tomllib.loads(f"{dotted} = 0")
+    names = []
+    while isinstance(table, dict):
+        ((name, table),) = table.items()
+        names.append(name)
+    return tuple(names)
+
+
+def _dotted(key: tuple[str, ...]) -> str:
+    return ".".join(name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name) for name in key)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\u{ord(match[0]):04x}", escaped) + '"'
+
+
+def _as_table(value: Any) -> Any:
+    if is_dataclass(value):
+        return {item.name: _as_table(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _as_table(below) for name, below in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _dump_table(table: Mapping[str, Any], key: tuple[str, ...]) -> str:
+    plain = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
+    lines = [f"{_dotted((name,))} = {_dump_value(value, name)}\n" for name, value in plain.items()]
+    if key and (plain or not table):
+        lines.insert(0, f"\n[{_dotted(key)}]\n")
+    below = [(name, value) for name, value in table.items() if isinstance(value, Mapping)]
+    return "".join(lines) + "".join(_dump_table(value, (*key, name)) for name, value in below)
+
+
+def _dump_value(value: Any, name: str = "") -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"0o{value:o}" if name == "mode" else str(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_dump_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_dotted((key,))} = {_dump_value(item)}" for key, item in value.items()) + "}"
+    return str(value) if isinstance(value, float) else _quoted(str(value))

@@ -1,0 +1,294 @@
+"""Everything in the daemon, built in order, served, and taken down in reverse.
+
+What a client may rely on when it connects: the stores are open, the tasks of an earlier daemon are found again, and
+every service is there. What stays when the daemon stops: shims and containers.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from runtimed import directories
+from runtimed.api import (
+    containers_pb2,
+    content_pb2,
+    diff_pb2,
+    events_service_pb2,
+    images_pb2,
+    introspection_pb2,
+    leases_pb2,
+    namespaces_pb2,
+    snapshots_pb2,
+    streaming_pb2,
+    tasks_pb2,
+    transfer_pb2,
+    version_pb2,
+)
+from runtimed.config import Config
+from runtimed.content.local import LocalStore
+from runtimed.errors import DataLoss, Internal, ResourceExhausted, RuntimedError
+from runtimed.events import EventBus
+from runtimed.images import pull
+from runtimed.metadata import facts
+from runtimed.metadata.content import Content
+from runtimed.metadata.db import Database
+from runtimed.metadata.snapshots import Snapshots
+from runtimed.rpc import ttrpc
+from runtimed.services import events as events_service
+from runtimed.services import introspection
+from runtimed.services.containers import ContainersService
+from runtimed.services.content import ContentService
+from runtimed.services.diff import DiffService
+from runtimed.services.images import ImagesService
+from runtimed.services.interceptors import ErrorInterceptor
+from runtimed.services.introspection import IntrospectionService
+from runtimed.services.layout import keep_index
+from runtimed.services.leases import LeasesService
+from runtimed.services.namespaces import NamespacesService
+from runtimed.services.registration import register
+from runtimed.services.snapshots import SnapshotsService
+from runtimed.services.streaming import StreamingService, Streams
+from runtimed.services.tasks import TasksService
+from runtimed.services.transfer import TransferService
+from runtimed.services.version import VersionService
+from runtimed.snapshots import loader
+from runtimed.snapshots.loader import Loaded
+from runtimed.systemd import notify
+from runtimed.tasks.launch import Launcher
+from runtimed.tasks.manager import TaskManager
+from runtimed.tasks.nursery import Nursery
+from runtimed.threads import blocking
+from runtimed.workers.pool import Pool
+
+log = logging.getLogger(__name__)
+
+_LARGEST_MESSAGE = 16 << 20  # bytes, both ways, as containerd allows
+_CALLS_END_WITHIN_S = 1.0
+_BACKLOG = 128
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+    ("grpc.max_send_message_length", _LARGEST_MESSAGE),
+    ("grpc.so_reuseport", 0),
+    # Clients that ping an idle connection are not to be sent away for it.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+async def serve(config: Config, stopping: asyncio.Event) -> None:
+    """Serve until *stopping* is set; the directories exist and are locked, and the sockets' paths are free.
+
+    Raises:
+        RuntimedError: something cannot be opened; nothing has been served.
+    """
+    async with AsyncExitStack() as held:
+        database = await _database(config.root / "metadata.db", held)
+        events = EventBus()
+        content = Content(database, await blocking(LocalStore, config.root / "content"))
+        await blocking(content.reconcile)
+        loaded = await blocking(loader.load, config.root / "snapshotters", config.snapshotters)
+        held.push_async_callback(blocking, loader.close, loaded)
+        snapshotters = await _snapshotters(database, loaded)
+        pool = Pool(config.workers.count, mountpoint=config.state / "workers")
+        await pool.start()
+        held.push_async_callback(pool.close)
+        launcher = await _launcher(config, held)
+        tasks = TaskManager(
+            database, events, launcher, root=config.root, state=config.state, default_runtime=config.default_runtime
+        )
+        held.push_async_callback(tasks.close)
+        await tasks.load()
+        await pull.recover(database, snapshotters)
+
+        streams = Streams()
+        offered: list[tuple[ServiceDescriptor, Any]] = [
+            (_service(version_pb2, "Version"), VersionService()),
+            (_service(namespaces_pb2, "Namespaces"), NamespacesService(database, events)),
+            (_service(containers_pb2, "Containers"), ContainersService(database, events)),
+            (_service(content_pb2, "Content"), ContentService(content, events)),
+            (_service(images_pb2, "Images"), ImagesService(database, events)),
+            (_service(leases_pb2, "Leases"), LeasesService(database)),
+            (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
+            (_service(diff_pb2, "Diff"), DiffService(content, pool, events)),
+            (_service(tasks_pb2, "Tasks"), TasksService(tasks)),
+            (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
+            (_service(streaming_pb2, "Streaming"), StreamingService(streams)),
+            (
+                _service(transfer_pb2, "Transfer"),
+                TransferService(content, database, snapshotters, pool, streams, events),
+            ),
+        ]
+        introspected = _service(introspection_pb2, "Introspection")
+        names = [*(service.full_name for service, _ in offered), introspected.full_name, health.SERVICE_NAME]
+        identity = await database.write(facts.ensure, "uuid", str(uuid.uuid4()))
+        plugins = introspection.plugins(loaded.values(), config.root, names)
+        offered.append((introspected, IntrospectionService(identity, plugins, launcher)))
+
+        await held.enter_async_context(_index_kept(content, events))
+        await held.enter_async_context(_listening(config, offered, names, events))
+        await held.enter_async_context(_listening_to_shims(config, events))
+        await held.enter_async_context(_swept(snapshotters))
+        tasks.tell_lost()
+        log.info("ready", extra={"address": config.address, "ms": _age_ms(), "pid": os.getpid()})
+        notify("READY=1", f"MAINPID={os.getpid()}")
+        await stopping.wait()
+        notify("STOPPING=1")
+        log.info("stopping")
+        tasks.end_waits()
+    log.info("stopped")
+
+
+async def _database(path: Path, held: AsyncExitStack) -> Database:
+    try:
+        database = await blocking(Database, path)
+    except DataLoss as exc:
+        raise DataLoss(
+            f"{path}: {exc}; restore a copy, or move it away to start with empty records (containers go on running)"
+        ) from None
+    held.push_async_callback(blocking, database.close)
+    return database
+
+
+async def _snapshotters(database: Database, loaded: Mapping[str, Loaded]) -> dict[str, Snapshots]:
+    """Return the snapshotters that can be used, their records and disks in agreement."""
+    usable = {
+        name: Snapshots(database, name, entry.snapshotter)
+        for name, entry in loaded.items()
+        if entry.snapshotter is not None
+    }
+    for snapshots in usable.values():
+        await blocking(snapshots.reconcile)
+    return usable
+
+
+async def _launcher(config: Config, held: AsyncExitStack) -> Launcher:
+    sockets = config.state / "s"
+    await blocking(directories.make_private, sockets, 0o700)
+    nursery = Nursery()
+    ttrpc_address = config.address + directories.TTRPC_SUFFIX
+    launcher = Launcher(
+        nursery,
+        config.runtimes,
+        sockets,
+        config.address,
+        ttrpc_address,
+        runc_root=config.state / "runc",
+        debug=config.log.level == "debug",
+    )
+    held.callback(launcher.close)
+    nursery.start()
+    held.push_async_callback(nursery.close)
+    return launcher
+
+
+@asynccontextmanager
+async def _index_kept(content: Content, events: EventBus) -> AsyncIterator[None]:
+    """Keep the content store's index.json up to date while the block runs."""
+    keeping = asyncio.create_task(_keep_index(content, events))
+    try:
+        yield
+    finally:
+        events.close()  # the subscription ends, and with it the task, when it has written what there was
+        await asyncio.wait([keeping])
+
+
+async def _keep_index(content: Content, events: EventBus) -> None:
+    is_behind = True
+    while is_behind:
+        is_behind = False
+        try:
+            with events.subscribe([f"topic==/images/{what}" for what in ("create", "update", "delete")]) as changes:
+                await keep_index(content, aiter(changes))
+        except* ResourceExhausted:  # too many at once; the next one writes an index of all
+            is_behind = True
+
+
+@asynccontextmanager
+async def _swept(snapshotters: Mapping[str, Snapshots]) -> AsyncIterator[None]:
+    """Meanwhile, remove from disk what snapshotters had put aside when an earlier daemon ended: it may be much."""
+
+    async def sweep() -> None:
+        for name, snapshots in snapshotters.items():
+            try:
+                await blocking(snapshots.cleanup)
+            except RuntimedError as exc:
+                log.warning("snapshots not cleaned up", extra={"snapshotter": name, "error": str(exc)})
+
+    sweeping = asyncio.create_task(sweep())
+    try:
+        yield
+    finally:
+        await asyncio.wait([sweeping])  # what is being removed cannot be stopped half-way
+
+
+@asynccontextmanager
+async def _listening(
+    config: Config, offered: Iterable[tuple[ServiceDescriptor, Any]], names: list[str], events: EventBus
+) -> AsyncIterator[None]:
+    """Serve gRPC while the block runs; at the end streams are ended, and calls get a moment to finish."""
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    for service, servicer in offered:
+        register(server, service, servicer)
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    with directories.umask(0o777 & ~config.socket.mode):
+        try:
+            server.add_insecure_port(f"unix:{config.address}")
+        except RuntimeError as exc:
+            raise Internal(f"socket {config.address}: cannot listen on it: {exc}") from None
+    os.chown(config.address, config.socket.uid, config.socket.gid)
+    await server.start()
+    for name in ["", *names]:
+        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield
+    finally:
+        await healthy.enter_graceful_shutdown()
+        events.close()
+        await server.stop(_CALLS_END_WITHIN_S)
+
+
+@asynccontextmanager
+async def _listening_to_shims(config: Config, events: EventBus) -> AsyncIterator[None]:
+    """Take the events of shims while the block runs."""
+    server = ttrpc.Server({events_service.TTRPC_NAME: events_service.ttrpc_service(events)})
+    address = config.address + directories.TTRPC_SUFFIX
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with directories.umask(0o777 & ~config.socket.mode):
+        sock.bind(address)
+    os.chown(address, config.socket.uid, config.socket.gid)
+    sock.listen(_BACKLOG)
+    await server.serve(sock)
+    try:
+        yield
+    finally:
+        await server.close()
+        with suppress(FileNotFoundError):
+            os.unlink(address)  # noqa: PTH108  a socket's name, on tmpfs
+
+
+def _service(module: Any, name: str) -> ServiceDescriptor:
+    service: ServiceDescriptor = module.DESCRIPTOR.services_by_name[name]
+    return service
+
+
+def _age_ms() -> int:
+    """Return how long ago this process started, in milliseconds (proc_pid_stat(5), field 22: clock ticks)."""
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return round((time.clock_gettime(time.CLOCK_BOOTTIME) - started_s) * 1000)

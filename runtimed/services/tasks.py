@@ -1,0 +1,127 @@
+"""The Tasks service. Checkpoint, Update and Metrics are not offered yet."""
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
+from runtimed.api import task_types_pb2 as types
+from runtimed.api import tasks_pb2 as pb
+from runtimed.api.tasks_pb2_grpc import TasksServicer
+from runtimed.errors import Unimplemented
+from runtimed.identifiers import validate
+from runtimed.metadata.containers import Opaque
+from runtimed.mounts import Mount
+from runtimed.services.context import Context, namespace_of, timestamp
+from runtimed.tasks.client import Exit, Process, Stdio
+from runtimed.tasks.manager import NewTask, TaskManager
+
+
+class TasksService(TasksServicer):
+    """Runs containers; their records are another service's."""
+
+    def __init__(self, tasks: TaskManager) -> None:
+        self._tasks = tasks
+
+    async def Create(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
+        if request.checkpoint.digest:
+            raise Unimplemented(f"task {request.container_id}: restoring from a checkpoint")
+        if request.task_api_address:
+            raise Unimplemented(f"task {request.container_id}: joining a sandbox by its task API address")
+        pid = await self._tasks.create(namespace_of(context), _new_task(request))
+        return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)
+
+    async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartResponse:
+        pid = await self._tasks.start(namespace_of(context), request.container_id, request.exec_id)
+        return pb.StartResponse(pid=pid)
+
+    async def Delete(self, request: pb.DeleteTaskRequest, context: Context) -> pb.DeleteResponse:
+        exit = await self._tasks.delete(namespace_of(context), request.container_id)
+        return _deleted(request.container_id, exit)
+
+    async def DeleteProcess(self, request: pb.DeleteProcessRequest, context: Context) -> pb.DeleteResponse:
+        validate(request.exec_id, "exec id")  # without one it would be the task that goes
+        exit = await self._tasks.delete_exec(namespace_of(context), request.container_id, request.exec_id)
+        return _deleted(request.exec_id, exit)
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        found = await self._tasks.get(namespace_of(context), request.container_id, request.exec_id)
+        return pb.GetResponse(process=_process(found))
+
+    async def List(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
+        # `filter` is in the API, but has no meaning in containerd either.
+        return pb.ListTasksResponse(tasks=map(_process, await self._tasks.list(namespace_of(context))))
+
+    async def Kill(self, request: pb.KillRequest, context: Context) -> Empty:
+        await self._tasks.kill(
+            namespace_of(context), request.container_id, request.exec_id, request.signal, all=request.all
+        )
+        return Empty()
+
+    async def Exec(self, request: pb.ExecProcessRequest, context: Context) -> Empty:
+        validate(request.exec_id, "exec id")
+        stdio = Stdio(request.stdin, request.stdout, request.stderr, request.terminal)
+        spec = Opaque(request.spec.type_url, request.spec.value)
+        await self._tasks.exec(namespace_of(context), request.container_id, request.exec_id, stdio, spec)
+        return Empty()
+
+    async def ResizePty(self, request: pb.ResizePtyRequest, context: Context) -> Empty:
+        await self._tasks.resize_pty(
+            namespace_of(context), request.container_id, request.exec_id, request.width, request.height
+        )
+        return Empty()
+
+    async def CloseIO(self, request: pb.CloseIORequest, context: Context) -> Empty:
+        if request.stdin:
+            await self._tasks.close_stdin(namespace_of(context), request.container_id, request.exec_id)
+        return Empty()
+
+    async def Pause(self, request: pb.PauseTaskRequest, context: Context) -> Empty:
+        await self._tasks.pause(namespace_of(context), request.container_id)
+        return Empty()
+
+    async def Resume(self, request: pb.ResumeTaskRequest, context: Context) -> Empty:
+        await self._tasks.resume(namespace_of(context), request.container_id)
+        return Empty()
+
+    async def ListPids(self, request: pb.ListPidsRequest, context: Context) -> pb.ListPidsResponse:
+        response = pb.ListPidsResponse()
+        for pid, info in await self._tasks.pids(namespace_of(context), request.container_id):
+            process = response.processes.add(pid=pid)
+            if info.type_url:
+                process.info.CopyFrom(AnyMessage(type_url=info.type_url, value=info.value))
+        return response
+
+    async def Wait(self, request: pb.WaitRequest, context: Context) -> pb.WaitResponse:
+        exit = await self._tasks.wait(namespace_of(context), request.container_id, request.exec_id)
+        return pb.WaitResponse(exit_status=exit.status, exited_at=timestamp(exit.exited_at))
+
+
+def _new_task(request: pb.CreateTaskRequest) -> NewTask:
+    options = request.options
+    return NewTask(
+        id=request.container_id,
+        rootfs=[Mount(mount.type, mount.source, mount.target, tuple(mount.options)) for mount in request.rootfs],
+        stdio=Stdio(request.stdin, request.stdout, request.stderr, request.terminal),
+        options=Opaque(options.type_url, options.value) if options.type_url else None,
+        runtime=request.runtime_path,
+    )
+
+
+def _process(process: Process) -> types.Process:
+    return types.Process(
+        container_id=process.container_id,
+        id=process.exec_id or process.container_id,
+        pid=process.pid,
+        status=process.status.name,
+        stdin=process.stdio.stdin,
+        stdout=process.stdio.stdout,
+        stderr=process.stdio.stderr,
+        terminal=process.stdio.terminal,
+        exit_status=process.exit_status,
+        exited_at=timestamp(process.exited_at) if process.exited_at else None,
+    )
+
+
+def _deleted(id: str, exit: Exit) -> pb.DeleteResponse:
+    return pb.DeleteResponse(
+        id=id, pid=exit.pid, exit_status=exit.status, exited_at=timestamp(exit.exited_at) if exit.exited_at else None
+    )

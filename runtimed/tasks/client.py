@@ -1,0 +1,315 @@
+"""One shim's Task API as plain values, and what else shims and daemons say to each other in protobuf.
+
+Versions 2 and 3 of the Task API have the same messages under two names, so those of 3 serve for both.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from runtimed.api import bootstrap_pb2, events_pb2, runc_options_pb2, types_pb2
+from runtimed.api import task_v3_pb2 as pb
+from runtimed.config import Runtime
+from runtimed.errors import Internal, InvalidArgument
+from runtimed.metadata.containers import Opaque
+from runtimed.mounts import Mount
+from runtimed.rpc import ttrpc
+
+T = TypeVar("T", bound=Message)
+
+RUNC_OPTIONS = runc_options_pb2.Options.DESCRIPTOR.full_name
+_UNIX = "unix://"
+
+
+class Status(IntEnum):
+    """Of a process; the numbers are those of containerd.v1.types.Status."""
+
+    UNKNOWN = 0
+    CREATED = 1
+    RUNNING = 2
+    STOPPED = 3
+    PAUSED = 4
+    PAUSING = 5
+
+
+_STATUSES = frozenset(map(int, Status))
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """Where the streams of a process go: paths of FIFOs, URIs, or "" for none."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended. exited_at is in nanoseconds since the epoch, UTC."""
+
+    pid: int
+    status: int
+    exited_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """The state of a task's init (exec_id is "") or of a further process. exited_at is 0 while it lives."""
+
+    container_id: str
+    exec_id: str = ""
+    pid: int = 0
+    status: Status = Status.UNKNOWN
+    stdio: Stdio = Stdio()
+    exit_status: int = 0
+    exited_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a shim serves: `version` of the Task API on the unix socket `path`.
+
+    pid is 0 while it is not known. started is when that process did, in clock ticks since the boot: a process with the
+    same pid that started at another time is another one.
+    """
+
+    path: Path
+    version: int = 3
+    pid: int = 0
+    started: int = 0
+
+
+class TaskClient:
+    """The calls of one task on its shim. All raise Unavailable when the shim goes away."""
+
+    def __init__(self, connection: ttrpc.Client, version: int, id: str) -> None:
+        self._connection = connection
+        self._service = f"containerd.task.v{version}.Task"
+        self._id = id
+        self.closed = connection.closed
+
+    @classmethod
+    async def connect(cls, endpoint: Endpoint, id: str, timeout_s: float) -> Self:
+        """Connect to the shim of task *id*. Raises Unavailable, DeadlineExceeded."""
+        return cls(await ttrpc.Client.connect(endpoint.path, timeout_s=timeout_s), endpoint.version, id)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def shim_pid(self, timeout_s: float) -> int:
+        response = await self._call("Connect", pb.ConnectRequest(id=self._id), pb.ConnectResponse, timeout_s)
+        return response.shim_pid
+
+    async def create(self, bundle: Path, rootfs: Sequence[Mount], stdio: Stdio, options: Opaque) -> int:
+        """Create the init process; return its pid."""
+        request = pb.CreateTaskRequest(id=self._id, bundle=str(bundle), **_stdio(stdio))
+        for mount in rootfs:
+            request.rootfs.add(type=mount.type, source=mount.source, target=mount.target, options=mount.options)
+        if options.type_url:
+            request.options.CopyFrom(_any(options))
+        return (await self._call("Create", request, pb.CreateTaskResponse)).pid
+
+    async def start(self, exec_id: str) -> int:
+        """Start the init or the exec; return its pid."""
+        return (await self._call("Start", pb.StartRequest(id=self._id, exec_id=exec_id), pb.StartResponse)).pid
+
+    async def exec(self, exec_id: str, stdio: Stdio, spec: Opaque) -> None:
+        request = pb.ExecProcessRequest(id=self._id, exec_id=exec_id, spec=_any(spec), **_stdio(stdio))
+        await self._call("Exec", request, Empty)
+
+    async def state(self, exec_id: str, timeout_s: float) -> Process:
+        request = pb.StateRequest(id=self._id, exec_id=exec_id)
+        found = await self._call("State", request, pb.StateResponse, timeout_s)
+        return Process(
+            container_id=self._id,
+            exec_id=exec_id,
+            pid=found.pid,
+            status=Status(found.status) if found.status in _STATUSES else Status.UNKNOWN,
+            stdio=Stdio(found.stdin, found.stdout, found.stderr, found.terminal),
+            exit_status=found.exit_status,
+            exited_at=_ns(found.exited_at),
+        )
+
+    async def wait(self, exec_id: str) -> Exit:
+        response = await self._call("Wait", pb.WaitRequest(id=self._id, exec_id=exec_id), pb.WaitResponse)
+        return Exit(pid=0, status=response.exit_status, exited_at=_ns(response.exited_at))
+
+    async def kill(self, exec_id: str, signal: int, *, all: bool, timeout_s: float) -> None:
+        request = pb.KillRequest(id=self._id, exec_id=exec_id, signal=signal, all=all)
+        await self._call("Kill", request, Empty, timeout_s)
+
+    async def delete(self, exec_id: str) -> Exit:
+        response = await self._call("Delete", pb.DeleteRequest(id=self._id, exec_id=exec_id), pb.DeleteResponse)
+        return Exit(pid=response.pid, status=response.exit_status, exited_at=_ns(response.exited_at))
+
+    async def pids(self) -> list[tuple[int, Opaque]]:
+        """Return each process in the container, with what the shim knows of it."""
+        response = await self._call("Pids", pb.PidsRequest(id=self._id), pb.PidsResponse)
+        return [(found.pid, Opaque(found.info.type_url, found.info.value)) for found in response.processes]
+
+    async def close_stdin(self, exec_id: str) -> None:
+        await self._call("CloseIO", pb.CloseIORequest(id=self._id, exec_id=exec_id, stdin=True), Empty)
+
+    async def resize_pty(self, exec_id: str, width: int, height: int) -> None:
+        request = pb.ResizePtyRequest(id=self._id, exec_id=exec_id, width=width, height=height)
+        await self._call("ResizePty", request, Empty)
+
+    async def pause(self) -> None:
+        await self._call("Pause", pb.PauseRequest(id=self._id), Empty)
+
+    async def resume(self) -> None:
+        await self._call("Resume", pb.ResumeRequest(id=self._id), Empty)
+
+    async def shutdown(self, timeout_s: float) -> None:
+        """Ask the shim to end; it does once it holds no container."""
+        await self._call("Shutdown", pb.ShutdownRequest(id=self._id), Empty, timeout_s)
+
+    async def _call(self, method: str, request: Message, response: type[T], timeout_s: float | None = None) -> T:
+        return await self._connection.call(self._service, method, request, response, timeout_s=timeout_s)
+
+
+def runc_options(given: Opaque, runtime: Runtime, root: Path) -> Opaque:
+    """Return *given* (or, if it is empty, new) options of runc's shim, with what they leave open from *runtime*.
+
+    *root* is where runc keeps its state if neither says so. Options of another type are returned as they are.
+
+    Raises:
+        InvalidArgument: the bytes are not such options.
+    """
+    if given.type_url and given.type_url.rpartition("/")[2] != RUNC_OPTIONS:
+        return given
+    try:
+        options = runc_options_pb2.Options.FromString(given.value)
+    except DecodeError:
+        raise InvalidArgument(f"runtime options are not a {RUNC_OPTIONS}") from None
+    options.binary_name = options.binary_name or runtime.binary
+    options.root = options.root or runtime.root or str(root)
+    options.systemd_cgroup = options.systemd_cgroup or runtime.systemd_cgroup
+    options.no_pivot_root = options.no_pivot_root or runtime.no_pivot_root
+    options.no_new_keyring = options.no_new_keyring or runtime.no_new_keyring
+    return Opaque(RUNC_OPTIONS, options.SerializeToString())
+
+
+def as_any(value: Opaque) -> bytes:
+    """Return *value* as the bytes of an Any, which shims before 2.3 read from the stdin of `start`."""
+    return _any(value).SerializeToString() if value.type_url else b""
+
+
+def bootstrap_params(*, id: str, namespace: str, ttrpc_address: str, grpc_address: str, binary: str,
+                     version: str, socket_dir: Path | None, options: Opaque, debug: bool) -> bytes:  # fmt: skip
+    """Return what shims from 2.3 on read from the stdin of `start` (containerd.runtime.bootstrap.v1)."""
+    params = bootstrap_pb2.BootstrapParams(
+        instance_id=id,
+        namespace=namespace,
+        log_level=bootstrap_pb2.LOG_LEVEL_DEBUG if debug else bootstrap_pb2.LOG_LEVEL_INFO,
+        containerd_version=version,
+        containerd_ttrpc_address=ttrpc_address,
+        containerd_grpc_address=grpc_address,
+        containerd_binary=binary,
+        socket_dir=None if socket_dir is None else str(socket_dir),
+    )
+    if options.type_url:
+        params.extensions.add(value=_any(options))
+    return params.SerializeToString()
+
+
+def parse_started(stdout: bytes) -> Endpoint:
+    """Return where a shim serves, from what its `start` printed.
+
+    There are three forms: a BootstrapResult in protobuf (from 2.3 on), the same as JSON, and the bare address, which
+    means version 2.
+
+    Raises:
+        Internal: none of them, or not ttrpc on a unix socket.
+    """
+    text = stdout.strip()
+    try:
+        if text.startswith(b"{"):
+            answer: dict[str, Any] = json.loads(text)
+            version, address, protocol = answer["version"], answer["address"], answer.get("protocol", "ttrpc")
+        elif text.startswith((b"/", _UNIX.encode())):
+            version, address, protocol = 2, text.decode(), "ttrpc"
+        else:
+            result = bootstrap_pb2.BootstrapResult.FromString(stdout)
+            version, address, protocol = result.version, result.address, result.protocol
+        path = Path(address.removeprefix(_UNIX))
+    except (ValueError, KeyError, TypeError, AttributeError, DecodeError):
+        raise Internal(f"shim printed {text[:200]!r} where its address should be") from None
+    if protocol != "ttrpc" or version not in (2, 3) or not path.is_absolute():
+        raise Internal(f"shim serves {protocol!r} version {version!r} at {address!r}; only ttrpc 2 and 3 are spoken")
+    return Endpoint(path=path, version=version)
+
+
+def parse_deleted(stdout: bytes) -> Exit:
+    """Return how the container ended, from what a shim's `delete` printed; killed just now, if it printed nothing."""
+    try:
+        response = pb.DeleteResponse.FromString(stdout)
+    except DecodeError:
+        response = pb.DeleteResponse()
+    if not response.HasField("exited_at"):
+        return killed(response.pid)
+    return Exit(pid=response.pid, status=response.exit_status, exited_at=_ns(response.exited_at))
+
+
+def parse_info(stdout: bytes) -> tuple[int, int]:
+    """Return major and minor version from what a shim's `-info` printed; (0, 0) if it does not say."""
+    try:
+        numbers = types_pb2.RuntimeInfo.FromString(stdout).version.version.removeprefix("v").split(".")
+        return int(numbers[0]), int(numbers[1])
+    except (DecodeError, ValueError, IndexError):
+        return 0, 0
+
+
+def killed(pid: int) -> Exit:
+    """Return the end of a process that nobody saw end."""
+    return Exit(pid=pid, status=137, exited_at=time.time_ns())
+
+
+def exit_event(id: str, exit: Exit) -> events_pb2.TaskExit:
+    return events_pb2.TaskExit(
+        container_id=id, id=id, pid=exit.pid, exit_status=exit.status, exited_at=_timestamp(exit.exited_at)
+    )
+
+
+def delete_event(id: str, exit: Exit) -> events_pb2.TaskDelete:
+    return events_pb2.TaskDelete(
+        container_id=id, pid=exit.pid, exit_status=exit.status, exited_at=_timestamp(exit.exited_at)
+    )
+
+
+def ended_init(envelope: types_pb2.Envelope) -> tuple[str, str] | None:
+    """Return namespace and ID of the task whose init the TaskExit in *envelope* is about; None if it is an exec's."""
+    try:
+        event = events_pb2.TaskExit.FromString(envelope.event.value)
+    except DecodeError:
+        return None
+    return (envelope.namespace, event.container_id) if event.id == event.container_id else None
+
+
+def _stdio(stdio: Stdio) -> dict[str, Any]:
+    return {"stdin": stdio.stdin, "stdout": stdio.stdout, "stderr": stdio.stderr, "terminal": stdio.terminal}
+
+
+def _any(value: Opaque) -> AnyMessage:
+    return AnyMessage(type_url=value.type_url, value=value.value)
+
+
+def _ns(timestamp: Timestamp) -> int:
+    return timestamp.ToNanoseconds()
+
+
+def _timestamp(ns: int) -> Timestamp:
+    result = Timestamp()
+    result.FromNanoseconds(ns)
+    return result

@@ -1,0 +1,37 @@
+"""Which process a pid is: pids are used again, so one that is remembered comes with the start time of its process."""
+
+import os
+import select
+import signal
+from pathlib import Path
+
+_GONE_WITHIN_S = 2.0
+
+
+def started(pid: int) -> int:
+    """Return when *pid* started, in clock ticks since the boot (proc_pid_stat(5), field 22); 0 if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(stat.rpartition(b")")[2].split()[19])  # behind the name, which may hold blanks and parentheses
+
+
+def kill(pid: int, start: int) -> bool:
+    """Kill the process *pid* that started at *start* and see it gone; return whether it is. Blocks for up to 2 s."""
+    if pid <= 1 or not start:
+        return False
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # Compared with the pidfd open: from here on it is this process, or none.
+        if started(pid) != start:
+            return True
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        return bool(select.select([pidfd], [], [], _GONE_WITHIN_S)[0])
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,82 @@
+"""Ending a shim, and removing what is left of one that has gone: process, socket, container, bundle."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runtimed.errors import RuntimedError
+from runtimed.tasks import client as shims
+from runtimed.tasks import pids
+from runtimed.tasks.bundle import Bundle
+from runtimed.tasks.client import Endpoint, Exit, TaskClient
+from runtimed.tasks.launch import Launcher, identified
+from runtimed.threads import blocking
+
+log = logging.getLogger(__name__)
+
+_ANSWERS_WITHIN_S = 2.0
+_SHUTDOWN_WITHIN_S = 3.0
+
+
+async def end_shim(client: TaskClient, endpoint: Endpoint, bundle: Bundle, *, is_shared: bool) -> None:
+    """Ask a shim to end after its task has been deleted, and see that it does, unless it has other tasks."""
+    with suppress(RuntimedError):
+        await client.shutdown(_SHUTDOWN_WITHIN_S)
+    if is_shared:
+        return
+    await asyncio.wait([client.closed], timeout=_SHUTDOWN_WITHIN_S)
+    if not client.closed.done():
+        log.warning("a shim did not end when asked to", extra=named(bundle, endpoint))
+        await blocking(pids.kill, endpoint.pid, endpoint.started)
+    await blocking(_unlink, endpoint.path)
+
+
+async def clean_up(launcher: Launcher, bundle: Bundle, *, is_shared: bool) -> Exit:
+    """Remove what is left of a shim, of its container and of the bundle; return how the container ended.
+
+    A shim that still runs is killed, unless it has other tasks.
+
+    Raises:
+        RuntimedError: the bundle could not be removed.
+    """
+    launcher.close_log(bundle)
+    endpoint = await blocking(bundle.endpoint)
+    if endpoint is not None and not is_shared:
+        if not endpoint.pid:  # the daemon died right after it had started the shim
+            endpoint = await _with_pid(endpoint, bundle.id)
+        await blocking(pids.kill, endpoint.pid, endpoint.started)
+        await blocking(_unlink, endpoint.path)
+    exit = await launcher.delete(bundle) if bundle.path.exists() else shims.killed(0)
+    await blocking(bundle.delete)
+    return exit
+
+
+async def settled(task: asyncio.Task[Any], limit_s: float) -> None:
+    """Wait for *task* to end, but not for ever; its outcome is of no interest."""
+    await asyncio.wait([task], timeout=limit_s)
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
+
+
+def named(bundle: Bundle, endpoint: Endpoint | None = None) -> dict[str, Any]:
+    """Return the fields by which the log names a task, and its shim."""
+    fields: dict[str, Any] = {"namespace": bundle.namespace, "task": bundle.id}
+    return fields if endpoint is None else fields | {"shim": endpoint.pid}
+
+
+async def _with_pid(endpoint: Endpoint, id: str) -> Endpoint:
+    with suppress(RuntimedError):
+        client = await TaskClient.connect(endpoint, id, _ANSWERS_WITHIN_S)
+        try:
+            return identified(endpoint, await client.shim_pid(_ANSWERS_WITHIN_S))
+        finally:
+            await client.close()
+    return endpoint
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)

@@ -1,0 +1,219 @@
+"""The task manager with our own shim, runc, and the warm parent between them."""
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from runtimed.config import DEFAULT_RUNTIME
+from runtimed.errors import NotFound, RuntimedError
+from runtimed.metadata.containers import Opaque
+from runtimed.mounts import Mount
+from runtimed.tasks.client import Status, Stdio
+from runtimed.tasks.manager import NewTask
+from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone, short_home
+
+pytestmark = pytest.mark.root
+
+BUSYBOX = Path("/bin/busybox")
+
+
+@pytest.fixture
+def home():
+    with short_home() as home:
+        yield home
+
+
+@pytest.fixture
+def rootfs(home):
+    for name in ("bin", "proc", "dev"):
+        (home / "rootfs" / name).mkdir(parents=True)
+    shutil.copy(BUSYBOX, home / "rootfs/bin/busybox")
+    return home / "rootfs"
+
+
+@pytest.fixture
+def cgroup():
+    """The parent of a test's cgroups, in every hierarchy."""
+    parent = f"rt-test-{secrets.token_hex(4)}"
+    yield f"/{parent}"
+    for directory in [*Path("/sys/fs/cgroup").glob(parent), *Path("/sys/fs/cgroup").glob(f"*/{parent}")]:
+        directory.rmdir()
+
+
+@pytest.fixture
+async def daemon(home, cgroup):
+    daemon = await TaskDaemon(home).start()
+    yield daemon
+    for task in await daemon.tasks.list(NS):
+        with suppress(RuntimedError):
+            await daemon.tasks.kill(NS, task.container_id, "", signal.SIGKILL, all=True)
+            await daemon.tasks.wait(NS, task.container_id, "")
+        await daemon.tasks.delete(NS, task.container_id)
+    await daemon.stop()
+
+
+@pytest.fixture
+def spec(rootfs, cgroup):
+    def spec(script: str) -> dict[str, object]:
+        """An OCI runtime spec that runs *script*."""
+        return {
+            "ociVersion": "1.0.2",
+            "root": {"path": str(rootfs)},
+            "process": process(script),
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {
+                "cgroupsPath": f"{cgroup}/{secrets.token_hex(4)}",
+                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],
+            },
+        }
+
+    return spec
+
+
+def process(script: str) -> dict[str, object]:
+    return {"cwd": "/", "args": ["/bin/busybox", "sh", "-c", script], "user": {"uid": 0, "gid": 0}}
+
+
+async def test_a_container_runs_to_its_exit_status(daemon, spec, home):
+    (home / "out").touch()
+    await daemon.container("t1", DEFAULT_RUNTIME, **spec("echo hello; exit 7"))
+    new = NewTask(id="t1", stdio=Stdio(stdout=f"file://{home}/out"))
+    pid = await daemon.tasks.create(NS, new)
+    assert await daemon.tasks.start(NS, "t1", "") == pid
+    assert (await daemon.tasks.wait(NS, "t1", "")).status == 7
+    assert (home / "out").read_text() == "hello\n"
+    assert (await daemon.tasks.delete(NS, "t1")).status == 7
+    assert await daemon.topics("/tasks/delete") == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+    assert not daemon.bundle("t1").exists()
+    assert list((home / "state/s").iterdir()) == []
+    assert (home / "state/runc").is_dir()
+
+
+async def test_a_further_process_runs_beside_it(daemon, spec):
+    await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    described = Opaque(SPEC_TYPE.replace("Spec", "Process"), json.dumps(process("exit 3")).encode())
+    await daemon.tasks.exec(NS, "t1", "e1", Stdio(), described)
+    await daemon.tasks.start(NS, "t1", "e1")
+    assert (await daemon.tasks.wait(NS, "t1", "e1")).status == 3
+    assert (await daemon.tasks.delete_exec(NS, "t1", "e1")).status == 3
+    assert (await daemon.tasks.get(NS, "t1")).status is Status.RUNNING
+
+
+async def test_a_program_that_is_not_in_the_image_is_named_and_leaves_nothing(daemon, spec):
+    broken = spec("")
+    broken["process"] = {**process(""), "args": ["/no/such/program"]}
+    new = await daemon.container("t1", DEFAULT_RUNTIME, **broken)
+    with pytest.raises(RuntimedError, match="^failed to create shim task: .*/no/such/program.*no such file"):
+        await daemon.tasks.create(NS, new)
+    assert not daemon.bundle("t1").exists()
+    assert await daemon.tasks.list(NS) == []
+
+
+async def test_a_running_container_survives_its_daemon(daemon, spec):
+    pid = await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    await daemon.restart()
+    state = await daemon.tasks.get(NS, "t1")
+    assert (state.pid, state.status) == (pid, Status.RUNNING)
+    await daemon.tasks.kill(NS, "t1", "", signal.SIGKILL, all=False)
+    assert (await daemon.tasks.wait(NS, "t1", "")).status == 137
+
+
+async def test_a_container_that_ends_without_a_daemon_has_its_status_and_event(daemon, spec):
+    pid = await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    await daemon.topics("/tasks/start")
+    await daemon.stop()
+    os.kill(pid, signal.SIGKILL)
+    await gone(pid)
+    await daemon.start()
+    assert await daemon.topics("/tasks/exit") == ["/tasks/exit"]
+    state = await daemon.tasks.get(NS, "t1")
+    assert (state.status, state.exit_status) == (Status.STOPPED, 137)
+
+
+async def test_the_container_of_a_shim_that_dies_is_killed_and_told(daemon, spec):
+    pid = await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    await daemon.topics("/tasks/start")
+    os.kill(daemon.shim_pid("t1"), signal.SIGKILL)
+    assert await daemon.topics("/tasks/delete") == ["/tasks/exit", "/tasks/delete"]
+    await gone(pid)
+    with pytest.raises(NotFound):
+        await daemon.tasks.get(NS, "t1")
+    assert not daemon.bundle("t1").exists()
+    assert list((daemon.state / "runc" / NS).iterdir()) == []
+
+
+async def test_the_root_of_a_container_is_unmounted_and_kept_when_its_shim_dies(daemon, spec, rootfs):
+    described = spec("sleep 1000") | {"root": {"path": "rootfs"}}
+    await daemon.container("t1", DEFAULT_RUNTIME, **described)
+    new = NewTask(id="t1", rootfs=[Mount("bind", str(rootfs), options=("rbind", "rw"))])
+    await daemon.tasks.create(NS, new)
+    assert (daemon.bundle("t1") / "rootfs/bin/busybox").exists()
+    os.kill(daemon.shim_pid("t1"), signal.SIGKILL)
+    await daemon.topics("/tasks/delete")
+    assert not daemon.bundle("t1").exists()
+    assert (rootfs / "bin/busybox").exists()
+
+
+async def test_a_shim_that_dies_without_a_daemon_is_cleaned_up_after(daemon, spec):
+    pid = await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    await daemon.topics("/tasks/start")
+    await daemon.stop()
+    os.kill(daemon.shim_pid("t1"), signal.SIGKILL)
+    await daemon.start()
+    assert await daemon.topics("/tasks/delete") == ["/tasks/exit", "/tasks/delete"]
+    await gone(pid)
+    assert not daemon.bundle("t1").exists()
+
+
+async def test_many_tasks_at_once_each_get_their_own_shim(daemon, spec):
+    ids = [f"t{number}" for number in range(6)]
+    news = [await daemon.container(id, DEFAULT_RUNTIME, **spec("sleep 1000")) for id in ids]
+    pids = await asyncio.gather(*(daemon.tasks.create(NS, new) for new in news))
+    assert len(set(pids)) == len(ids)
+    assert len({daemon.shim_pid(id) for id in ids}) == len(ids)
+    for id, pid in zip(ids, pids, strict=True):
+        assert (await daemon.tasks.get(NS, id)).pid == pid
+
+
+def nursery_pid() -> int:
+    """Return the pid of the warm parent, a child of this process."""
+    for children in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            if b"shim.nursery" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    raise AssertionError("there is no warm parent")
+
+
+async def test_when_the_warm_parent_dies_its_shims_live_and_another_takes_its_place(daemon, spec):
+    await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    first = nursery_pid()
+    os.kill(first, signal.SIGKILL)
+    await gone(first)
+    assert (await daemon.tasks.get(NS, "t1")).status is Status.CREATED
+    await daemon.tasks.create(NS, await daemon.container("t2", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    assert nursery_pid() != first
+
+
+async def test_a_warm_parent_that_hangs_is_done_without(daemon, spec, monkeypatch):
+    monkeypatch.setattr("runtimed.tasks.nursery._ANSWER_WITHIN_S", 0.2)
+    await daemon.nursery.ready()
+    pid = nursery_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+        assert (await daemon.tasks.get(NS, "t1")).status is Status.CREATED
+        await daemon.tasks.delete(NS, "t1")
+    finally:
+        os.kill(pid, signal.SIGCONT)

@@ -89,7 +89,13 @@ def containerd(directory, box):
         "disabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.internal.v1.opt']\n"
         "[debug]\nlevel = 'warn'\n"
     )
-    with _running(Daemon(directory, ["containerd", "--config", config])) as daemon:
+    # A /run/containerd of its own: its shims put sockets and runc's state there whatever one tells them.
+    own = directory / "run"
+    own.mkdir()
+    Path("/run/containerd").mkdir(exist_ok=True)
+    hidden = f'mount --bind {own} /run/containerd && exec containerd "$@"'
+    argv = ["unshare", "--mount", "sh", "-c", hidden, "containerd", "--config", config]
+    with _running(Daemon(directory, argv)) as daemon:
         archive = directory / "box.tar"
         with tarfile.open(archive, "w") as tar:
             tar.add(box, ".")

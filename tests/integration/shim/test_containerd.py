@@ -70,6 +70,7 @@ class Containerd:
     def run(self, *args, runtime="io.containerd.runtimed.v1", **kwargs):
         *flags, id, script = args
         command = ["/bin/sh", "-c", script]
+        flags += ["--fifo-dir", self.home / "fifo"]
         return self.ctr("run", "--runtime", runtime, *flags, "--rootfs", self.rootfs, id, *command, **kwargs)
 
     def close(self):

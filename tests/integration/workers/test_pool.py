@@ -37,7 +37,7 @@ def children(parent: int | str = "self") -> list[int]:
     """Return the worker processes among the children of a process, zombies too (which have no command line)."""
     tasks = Path(f"/proc/{parent}/task").iterdir()
     found = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-    return [pid for pid in found if b"runtimed" in (command := command_line(pid)) or not command]
+    return [pid for pid in found if b"runtimed.workers" in (command := command_line(pid)) or not command]
 
 
 def command_line(pid: int) -> bytes:

@@ -127,7 +127,7 @@ def _start(arguments: _Arguments) -> None:
             bundle=os.getcwd(),  # noqa: PTH109 - a string all the way
             socket_path=path,
             ttrpc_address=ttrpc_address,
-            runc_root=os.environ.get("RUNTIMED_RUNC_ROOT", DEFAULT_ROOT),
+            runc_root=_runc_root(),
             debug=arguments.has("debug"),
         )
         os.makedirs(sockets, mode=0o700, exist_ok=True)  # noqa: PTH103 - a string all the way
@@ -159,7 +159,7 @@ def _delete(arguments: _Arguments) -> None:
     path = _socket_path(sockets, arguments.flags.get("address", ""), namespace, group)
 
     async def delete() -> None:
-        await Runc(Children(), Options.read(bundle), namespace, bundle).delete(id, force=True)
+        await Runc(Children(), Options.read(bundle, _runc_root()), namespace, bundle).delete(id, force=True)
         await _dismiss(path, id)
 
     asyncio.run(delete())
@@ -169,6 +169,10 @@ def _delete(arguments: _Arguments) -> None:
     response = pb.DeleteResponse(pid=_init_pid(bundle), exit_status=_KILLED)
     response.exited_at.FromNanoseconds(time.time_ns())
     _write_stdout(response.SerializeToString())
+
+
+def _runc_root() -> str:
+    return os.environ.get("RUNTIMED_RUNC_ROOT", DEFAULT_ROOT)
 
 
 async def _dismiss(path: str, id: str) -> None:

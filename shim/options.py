@@ -62,7 +62,7 @@ class Options:
         )
 
     @classmethod
-    def read(cls, bundle: Path) -> "Options":
+    def read(cls, bundle: Path, default_root: str) -> "Options":
         """Return what :meth:`write` left in *bundle*; the defaults where there is nothing usable."""
         fields: dict[str, Any] = {}
         with suppress(OSError, ValueError):
@@ -70,7 +70,7 @@ class Options:
             defaults = asdict(cls())
             if isinstance(stored, Mapping):
                 fields = {key: value for key, value in stored.items() if type(value) is type(defaults.get(key))}
-        return cls(**fields)
+        return cls(**{"root": default_root, **fields})
 
     def write(self, bundle: Path) -> None:
         """Store the options in *bundle*. Raises NotFound, ResourceExhausted, ..."""

@@ -42,14 +42,14 @@ def test_others_are_refused(value, message):
 def test_they_come_back_from_the_bundle(tmp_path):
     options = Options(binary_name="crun", root="/r", io_gid=7, no_new_keyring=True)
     options.write(tmp_path)
-    assert Options.read(tmp_path) == options
+    assert Options.read(tmp_path, "/elsewhere") == options
     assert (tmp_path / "runtime").read_text() == "crun"
 
 
 @pytest.mark.parametrize("stored", [b"", b"\xff", b"[]", b"{", json.dumps({"root": 5, "other": "x"}).encode()])
 def test_what_is_not_usable_in_a_bundle_is_passed_over(tmp_path, stored):
     (tmp_path / "options.json").write_bytes(stored)
-    assert Options.read(tmp_path) == Options()
+    assert Options.read(tmp_path, "/elsewhere") == Options(root="/elsewhere")
 
 
 def test_a_bundle_that_is_not_there_cannot_be_written_to(tmp_path):

@@ -20,6 +20,7 @@ from runtimed.errors import (
     Unavailable,
 )
 from runtimed.events import EventBus
+from runtimed.failpoints import hit_async
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Opaque
 from runtimed.metadata.db import Database
@@ -187,11 +188,18 @@ class TaskManager:
 
     async def start(self, namespace: str, id: str, exec_id: str) -> int:
         """Start the init or an exec; return its pid."""
-        return await self._task(namespace, id).client.start(exec_id)
+        task = self._task(namespace, id)
+        await hit_async("start.begun")
+        pid = await task.client.start(exec_id)
+        await hit_async("start.started")
+        return pid
 
     async def exec(self, namespace: str, id: str, exec_id: str, stdio: Stdio, spec: Opaque) -> None:
         """Add a further process, to be started."""
-        await self._task(namespace, id).client.exec(exec_id, stdio, spec)
+        task = self._task(namespace, id)
+        await hit_async("exec.begun")
+        await task.client.exec(exec_id, stdio, spec)
+        await hit_async("exec.added")
 
     async def get(self, namespace: str, id: str, exec_id: str = "") -> Process:
         """Return the state of a process; of a task whose shim does not answer, that it is unknown."""
@@ -287,6 +295,7 @@ class TaskManager:
 
     async def _create(self, bundle: Bundle, new: NewTask) -> _Task:
         container = await self._db.read(containers.get, bundle.namespace, bundle.id)
+        await hit_async("create.begun")
         program = self._launcher.resolve(new.runtime or container.runtime or self._default_runtime)
         options = self._launcher.options(program, new.options or container.runtime_options or Opaque("", b""))
         if bundle.path.exists():  # the name is ours, so this is what an earlier one could not remove
@@ -295,9 +304,12 @@ class TaskManager:
             await blocking(bundle.create, container.spec.value)
             # Before the shim is there: it may be started half-way when that fails.
             steps.undo("clean up after the shim", self._clean_up, bundle)
+            await hit_async("create.bundle")
             endpoint = await self._launcher.start(bundle, program, options)
+            await hit_async("create.shim")
             client = await TaskClient.connect(endpoint, bundle.id, _CONNECT_WITHIN_S)
             steps.undo("disconnect from the shim", client.close)
+            await hit_async("create.connected")
             creating = asyncio.create_task(client.create(bundle.path, new.rootfs, new.stdio, options))
             # A client that leaves cannot cancel what the shim does. Let it end before the shim is ended, or the
             # container would come into being with nobody to see it.
@@ -306,7 +318,9 @@ class TaskManager:
                 pid = await asyncio.shield(creating)
             except RuntimedError as exc:
                 raise type(exc)(f"failed to create shim task: {exc}") from exc
+            await hit_async("create.made")
             await blocking(bundle.mark_created)
+            await hit_async("create.marked")
             steps.commit()
         return _Task(bundle=bundle, endpoint=endpoint, client=client, pid=pid)
 
@@ -323,6 +337,7 @@ class TaskManager:
     # Ending
 
     async def _delete(self, task: _Task) -> Exit:
+        await hit_async("delete.begun")
         task.is_leaving = True
         try:
             exit = await task.client.delete("")
@@ -333,9 +348,12 @@ class TaskManager:
             raise
         self._launcher.close_log(task.bundle)
         try:
+            await hit_async("delete.forgotten")
             is_shared = self._is_shared(task.endpoint, task.bundle)
             await end_shim(task.client, task.endpoint, task.bundle, is_shared=is_shared)
+            await hit_async("delete.shim")
             await blocking(task.bundle.delete)
+            await hit_async("delete.bundle")
         except Exception:
             # The task is gone as far as anybody can see; a new one, or the next start, removes the rest.
             log.exception("a bundle is left over", extra=named(task.bundle))

@@ -127,3 +127,61 @@ def test_a_daemon_that_dies_while_it_creates_leaves_a_whole_task_or_a_free_name(
     assert list(daemon.state.glob("io.containerd.runtime.v2.task/*/*")) == []
     assert list((daemon.state / "s").iterdir()) == []
     assert list(daemon.state.glob("runc/*/*")) == []
+
+
+STEPS = {
+    "create.begun": "none",
+    "create.bundle": "none",
+    "create.shim": "none",
+    "create.connected": "none",
+    "create.made": "none",
+    "create.marked": "created",
+    "start.begun": "created",
+    "start.started": "running",
+    "delete.begun": "stopped",
+    "delete.forgotten": "none",
+    "delete.shim": "none",
+    "delete.bundle": "none",
+}
+STATUS = {
+    "none": None,
+    "created": task_types_pb2.CREATED,
+    "running": task_types_pb2.RUNNING,
+    "stopped": task_types_pb2.STOPPED,
+}
+
+
+def lived(client: Client, daemon: PrivateDaemon, id: str) -> None:
+    """Lead a task from where it is to its end."""
+    metadata = (("containerd-namespace", daemon.namespace),)
+    if client.status(id) is None:
+        client.create(id)
+    if client.status(id) == task_types_pb2.CREATED:
+        client.start(id)
+    if client.status(id) == task_types_pb2.RUNNING:
+        client.tasks.Kill(tasks_pb2.KillRequest(container_id=id, signal=9), metadata=metadata, timeout=10)
+        client.tasks.Wait(tasks_pb2.WaitRequest(container_id=id), metadata=metadata, timeout=10)
+    client.delete(id)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_daemon_that_dies_at_a_step_leaves_a_whole_task_or_none(daemon, rootfs, step):
+    id = f"s-{secrets.token_hex(4)}"
+    daemon.stop()
+    daemon.environment = {"RUNTIMED_FAILPOINTS": f"{step}=panic"}
+    daemon.start()
+    client = Client(daemon)
+    client.record(id, rootfs)
+    with pytest.raises(grpc.RpcError):
+        lived(client, daemon, id)
+    client.channel.close()
+    daemon.kill()
+    daemon.environment = {}
+    daemon.start()
+    client = Client(daemon)
+    assert client.status(id) == STATUS[STEPS[step]]
+    lived(client, daemon, id)
+    client.channel.close()
+    assert list(daemon.state.glob("io.containerd.runtime.v2.task/*/*")) == []
+    assert list((daemon.state / "s").iterdir()) == []
+    assert list(daemon.state.glob("runc/*/*")) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runtimed import failpoints
 from runtimed.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -143,6 +144,18 @@ async def test_a_shim_that_does_not_start_says_why(daemon, shim):
     with pytest.raises(RuntimedError, match="failed to start shim: .*exit status 1: out of luck"):
         await daemon.tasks.create(NS, new)
     assert not daemon.bundle("t1").exists()
+
+
+@pytest.mark.parametrize("step", ["begun", "bundle", "shim", "connected", "made", "marked"])
+async def test_a_create_that_fails_at_a_step_leaves_nothing_and_frees_the_name(daemon, shim, monkeypatch, step):
+    monkeypatch.setattr(failpoints, "_points", failpoints.parse(f"create.{step}=1*error(no luck)"))
+    new = await daemon.container("t1", shim)
+    with pytest.raises(RuntimedError, match="no luck"):
+        await daemon.tasks.create(NS, new)
+    assert not daemon.bundle("t1").exists()
+    assert await daemon.tasks.list(NS) == []
+    await daemon.tasks.create(NS, new)
+    await daemon.tasks.delete(NS, "t1")
 
 
 async def test_a_create_that_is_cancelled_leaves_nothing_and_frees_the_name(daemon, shim):

@@ -44,6 +44,17 @@ class Workers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gc:
+    """When garbage is collected; as containerd's scheduler has it."""
+
+    pause_percent: int = 2  # of the time that unasked collections may take
+    deletion_threshold: int = 0  # so many deletions bring one at once; 0: each brings one when its time has come
+    mutation_threshold: int = 100  # so many changes are like a deletion; 0: never
+    schedule_delay_ms: int = 0  # before one that is asked for, or that the deletion threshold brings
+    startup_delay_ms: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """``[runtimes."<name>"]``: what a runtime's name stands for."""
 
@@ -64,6 +75,7 @@ class Config:
     socket: Socket = Socket()
     log: Log = Log()
     workers: Workers = Workers()
+    gc: Gc = Gc()
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
     snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py
 
@@ -186,6 +198,11 @@ def _checked(config: Config) -> Config:
         raise InvalidArgument(f"log.format: {config.log.format!r} is not one of {', '.join(_FORMATS)}")
     if not 1 <= config.workers.count <= 64:
         raise InvalidArgument(f"workers.count: {config.workers.count} is not between 1 and 64")
+    if not 1 <= config.gc.pause_percent <= 50:
+        raise InvalidArgument(f"gc.pause_percent: {config.gc.pause_percent} is not between 1 and 50")
+    for name in ("deletion_threshold", "mutation_threshold", "schedule_delay_ms", "startup_delay_ms"):
+        if getattr(config.gc, name) < 0:
+            raise InvalidArgument(f"gc.{name}: must not be negative")
     if not 0 <= config.socket.mode <= 0o777:
         raise InvalidArgument(f"socket.mode: {config.socket.mode:#o} is not a file mode such as 0o660")
     if min(config.socket.uid, config.socket.gid) < 0:

@@ -37,6 +37,7 @@ from runtimed.api import (
     transfer_pb2,
     version_pb2,
 )
+from runtimed.collector import Collector
 from runtimed.config import Config
 from runtimed.content.local import LocalStore
 from runtimed.errors import DataLoss, Internal, ResourceExhausted, RuntimedError
@@ -114,14 +115,15 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         await tasks.load()
         await pull.recover(database, snapshotters)
 
+        collector = Collector(database, content, snapshotters, events, config.gc)
         streams = Streams()
         offered: list[tuple[ServiceDescriptor, Any]] = [
             (_service(version_pb2, "Version"), VersionService()),
             (_service(namespaces_pb2, "Namespaces"), NamespacesService(database, events)),
             (_service(containers_pb2, "Containers"), ContainersService(database, events)),
             (_service(content_pb2, "Content"), ContentService(content, events)),
-            (_service(images_pb2, "Images"), ImagesService(database, events)),
-            (_service(leases_pb2, "Leases"), LeasesService(database)),
+            (_service(images_pb2, "Images"), ImagesService(database, events, collector.collect)),
+            (_service(leases_pb2, "Leases"), LeasesService(database, collector.collect)),
             (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
             (_service(diff_pb2, "Diff"), DiffService(content, pool, events)),
             (_service(tasks_pb2, "Tasks"), TasksService(tasks)),
@@ -139,6 +141,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         offered.append((introspected, IntrospectionService(identity, plugins, launcher)))
 
         await held.enter_async_context(_index_kept(content, events))
+        await held.enter_async_context(collector.running())
         await held.enter_async_context(_listening(config, offered, names, events))
         await held.enter_async_context(_listening_to_shims(config, events))
         await held.enter_async_context(_swept(snapshotters))

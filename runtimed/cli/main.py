@@ -17,6 +17,8 @@ from runtimed.errors import RuntimedError
 # is not needed is time between the user and the container.
 _COMMANDS = {
     "pull": "pull",
+    "push": "push",
+    "tag": "push",
     "run": "run",
     "start": "start",
     "ps": "containers",
@@ -28,6 +30,7 @@ _COMMANDS = {
     "rmi": "images",
     "inspect": "inspect",
     "events": "events",
+    "gc": "gc",
     "info": "server",
     "version": "server",
 }

@@ -38,7 +38,7 @@ def pull_command(
     """
     wanted = platforms.parse(platform) if platform else platforms.host()
     references.parse(reference)  # before a secret is asked for
-    credentials = _credentials(user) if user else None
+    credentials = ask_credentials(user) if user else None
 
     async def work(client: Client) -> int:
         started = time.monotonic()
@@ -101,6 +101,7 @@ async def pull_image(
     return await find_image(client, str(reference))
 
 
-def _credentials(user: str) -> transfer.Credentials:
+def ask_credentials(user: str) -> transfer.Credentials:
+    """Return what ``--user`` says; a missing secret is asked for."""
     name, colon, secret = user.partition(":")
     return transfer.Credentials(username=name, secret=secret if colon else getpass.getpass(f"Secret of {name}: "))

@@ -1,8 +1,8 @@
-"""The Transfer service: a pull done by the daemon, its progress and its questions over streams."""
+"""The Transfer service: pulls and pushes done by the daemon, its progress and its questions over streams."""
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -47,18 +47,58 @@ async def pull(
     Raises:
         RuntimedError: as the daemon says; NotFound, Unauthenticated and Unavailable are about the registry.
     """
-    wanted = types_pb2.Platform(os=platform.os, architecture=platform.architecture, variant=platform.variant)
+    wanted = _platform(platform)
+    unpack = types.UnpackConfiguration(platform=wanted, snapshotter=snapshotter)
+    store = types.ImageStore(name=str(reference), platforms=[wanted], unpacks=[unpack])
+    async with _registry(client, reference, plain_http, credentials) as registry:
+        await _transfer(client, registry, store, report)
+
+
+async def push(
+    client: Client,
+    name: str,
+    reference: Reference,
+    *,
+    chosen: Sequence[Platform],
+    plain_http: bool,
+    credentials: Credentials | None,
+    report: Callable[[types.Progress], None],
+) -> None:
+    """Let the daemon push the image *name* as *reference*, all of it or for the *chosen* platforms.
+
+    Raises as :func:`pull`.
+    """
+    store = types.ImageStore(name=name, platforms=[_platform(one) for one in chosen])
+    async with _registry(client, reference, plain_http, credentials) as registry:
+        await _transfer(client, store, registry, report)
+
+
+async def tag(client: Client, name: str, names: Sequence[str]) -> None:
+    """Let the image *name* have *names* as well. Raises NotFound."""
+    first, *others = names
+    extra = [types.ImageReference(name=other) for other in others]
+    destination = types.ImageStore(name=first, extra_references=extra)
+    await _transfer(client, types.ImageStore(name=name), destination, lambda _: None)
+
+
+@asynccontextmanager
+async def _registry(
+    client: Client, reference: Reference, plain_http: bool, credentials: Credentials | None
+) -> AsyncIterator[types.OCIRegistry]:
+    """Hold a registry end of a transfer; questions for credentials are answered meanwhile."""
     resolver = types.RegistryResolver(default_scheme="http" if plain_http else "")
     async with AsyncExitStack() as held:
         if credentials:
             questions = await held.enter_async_context(_stream(client))
             resolver.auth_stream = questions.id
             await held.enter_async_context(_meanwhile(_answer(questions, reference, credentials)))
-        progress = await held.enter_async_context(_stream(client))
-        reporting = await held.enter_async_context(_meanwhile(_report(progress, report)))
-        source = types.OCIRegistry(reference=str(reference), resolver=resolver)
-        unpack = types.UnpackConfiguration(platform=wanted, snapshotter=snapshotter)
-        destination = types.ImageStore(name=str(reference), platforms=[wanted], unpacks=[unpack])
+        yield types.OCIRegistry(reference=str(reference), resolver=resolver)
+
+
+async def _transfer(
+    client: Client, source: Message, destination: Message, report: Callable[[types.Progress], None]
+) -> None:
+    async with _stream(client) as progress, _meanwhile(_report(progress, report)) as reporting:
         request = pb.TransferRequest(
             source=_any(source),
             destination=_any(destination),
@@ -67,6 +107,10 @@ async def pull(
         await client.call(TransferStub(client.channel).Transfer, request)
         # The last steps may still be under way when the answer has come.
         await asyncio.wait([reporting], timeout=1)
+
+
+def _platform(platform: Platform) -> types_pb2.Platform:
+    return types_pb2.Platform(os=platform.os, architecture=platform.architecture, variant=platform.variant)
 
 
 @asynccontextmanager

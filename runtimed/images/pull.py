@@ -1,20 +1,19 @@
 """Pulling an image: from a source's root descriptor to blobs, snapshots and a name.
 
 A pull holds a lease until the image is named. Whatever ends it before that leaves no snapshot and no lease; blobs that
-have arrived, and the bytes of those that have not quite, stay for the next pull until they are collected.
+have arrived, and the bytes of those that have not quite, stay for a day, for the next pull.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 
 from runtimed import labels
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
 from runtimed.images.blobs import Blobs
+from runtimed.images.holding import abandon, held_lease
 from runtimed.images.progress import Progress, Report, ref_of
 from runtimed.images.sources import Source
 from runtimed.images.unpack import Unpacker
@@ -26,7 +25,6 @@ from runtimed.metadata.snapshots import Snapshots
 from runtimed.oci import manifest
 from runtimed.oci import platform as platforms
 from runtimed.oci.descriptor import Descriptor, Platform
-from runtimed.rollback import Rollback
 from runtimed.snapshots.snapshotter import Kind
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
@@ -35,7 +33,6 @@ LAYERS_AT_ONCE = 3  # downloads of one pull
 _DOCUMENTS_AT_ONCE = 8
 _MAX_DEPTH = 4  # indexes in indexes
 _MAX_MANIFESTS = 1000  # of one image
-_LEASE_S = 24 * 3600  # seconds; containerd's too: what a pull that died held is free after that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +108,8 @@ class Puller:
             await self._db.read(leases.get, namespace, given)
             yield given
             return
-        expires = datetime.fromtimestamp(time.time() + _LEASE_S, UTC)
-        marks = {labels.GC_EXPIRE: expires.strftime("%Y-%m-%dT%H:%M:%SZ"), labels.PULL: "true"}
-        async with Rollback() as steps:  # never committed: the undo step is how a pull ends, well or not
-            lease = await self._db.write(leases.create, namespace, leases.Lease(id="", labels=marks))
-            steps.undo(f"delete the lease {lease.id}", self._db.write, _delete_lease, namespace, lease.id)
-            yield lease.id
+        async with held_lease(self._db, namespace, fetches=True) as lease:
+            yield lease
 
 
 async def recover(db: Database, snapshotters: Mapping[str, Snapshots]) -> None:
@@ -129,7 +122,7 @@ async def recover(db: Database, snapshotters: Mapping[str, Snapshots]) -> None:
             snapshots = snapshotters.get(resource.type.removeprefix("snapshots/"))
             if snapshots is not None:
                 await blocking(_remove_if_active, snapshots, namespace, resource.id)
-        await db.write(_delete_lease, namespace, lease)
+        await db.write(abandon, namespace, lease)
 
 
 def _leases_of_pulls(tx: Tx) -> list[tuple[str, str]]:
@@ -306,11 +299,6 @@ def _name(tx: Tx, namespace: str, name: str, target: Descriptor, marks: Mapping[
         return Pulled(images.create(tx, namespace, image), True)
     except AlreadyExists:
         return Pulled(images.update(tx, namespace, image), False)
-
-
-def _delete_lease(tx: Tx, namespace: str, id: str) -> None:
-    with suppress(NotFound):
-        leases.delete(tx, namespace, id)
 
 
 @asynccontextmanager

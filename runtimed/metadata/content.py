@@ -151,6 +151,7 @@ class Content:
         try:
             file = self.store.open(digest)
         except NotFound:
+            self.info(namespace, digest)  # NotFound, if it has been deleted meanwhile
             raise DataLoss(f"content {digest}: its file is missing; pull or write it again") from None
         if (size := file.seek(0, 2)) != info.size:
             file.close()
@@ -253,6 +254,22 @@ class Content:
         """Remove an ingest with its bytes, also one that a writer holds: its commit will fail. Raises NotFound."""
         if not self._remove_ingest(namespace, ref):
             raise NotFound(f"ingest {ref!r}")
+
+    # -- garbage collection
+
+    def held(self) -> set[tuple[str, str]]:
+        """Return namespace and ref of every ingest that has a writer."""
+        with self._guard:
+            return set(self._held)
+
+    def remove_unnamed(self, digest: str) -> None:
+        """Remove the bytes of a blob if no namespace has a row for it (any more)."""
+        with self._lock(digest):
+            with self._db.reading() as tx:
+                if blobs.is_named(tx, digest):
+                    return
+            with suppress(NotFound):
+                self.store.delete(digest)
 
     # -- as a whole
 

@@ -35,12 +35,19 @@ _REFILL_S = 1.0  # how often to look for space for the reserve, once it was used
 _BUSY_TIMEOUT_S = 5.0
 
 
-_Item = tuple[Callable[[Tx], Any], Future[Any], bool]  # a write, its answer, whether it may use the reserve
+_Item = tuple[Callable[[Tx], Any], Future[Any], bool, bool]  # write, answer, may it use the reserve, is it a change
+Listener = Callable[[int, bool], object]  # how many changes were committed together, and whether one only removed
 
 
 def frees(func: F) -> F:
     """Mark a function of ``tx`` that only removes: it may use the reserve when the disk is full."""
     func.__dict__["frees"] = True
+    return func
+
+
+def unnoticed(func: F) -> F:
+    """Mark a function of ``tx`` of which :attr:`Database.listener` is not told."""
+    func.__dict__["unnoticed"] = True
     return func
 
 
@@ -69,6 +76,7 @@ class Database:
         self._refilled = time.monotonic()
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
+        self.listener: Listener | None = None  # is told, in the writer's thread, of each commit that changed something
         self._writer = threading.Thread(target=self._write_loop, args=(conn,), name="metadata-writer", daemon=True)
         self._writer.start()
 
@@ -104,7 +112,8 @@ class Database:
         future: Future[T] = Future()
         with self._guard:
             self._check_open()
-            self._queue.put((lambda tx: func(tx, *args, **kwargs), future, getattr(func, "frees", False)))
+            frees, is_change = getattr(func, "frees", False), not getattr(func, "unnoticed", False)
+            self._queue.put((lambda tx: func(tx, *args, **kwargs), future, frees, is_change))
         return future
 
     @contextmanager
@@ -160,6 +169,7 @@ class Database:
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute("PRAGMA synchronous = FULL")
         conn.execute("PRAGMA foreign_keys = ON")
+        conn.execute("PRAGMA temp_store = MEMORY")  # garbage collection's notes; see gc.py
         return conn
 
     def _write_loop(self, conn: sqlite3.Connection) -> None:
@@ -184,13 +194,19 @@ class Database:
     def _commit(self, conn: sqlite3.Connection, batch: list[_Item]) -> None:
         """Commit *batch* and answer everybody in it. Those that free space get what there is on a full disk."""
         failure = _commit_together(conn, batch)
+        done = batch if failure is None else []
         if isinstance(failure, ResourceExhausted):
             freeing = [item for item in batch if item[2]]
             batch = [item for item in batch if not item[2]]
             if freeing:
                 self._reserve.release()
-                _fail(freeing, _commit_together(conn, freeing))
+                second = _commit_together(conn, freeing)
+                _fail(freeing, second)
+                done = freeing if second is None else []
         _fail(batch, failure)
+        changes = [item for item in done if item[3]]
+        if changes and self.listener is not None:
+            self.listener(len(changes), any(item[2] for item in changes))
         if time.monotonic() - self._refilled > _REFILL_S:
             self._reserve.fill()
             self._refilled = time.monotonic()
@@ -198,7 +214,7 @@ class Database:
 
 def _fail(batch: list[_Item], failure: BaseException | None) -> None:
     if failure is not None:
-        for _, future, _ in batch:
+        for _, future, *_ in batch:
             future.set_exception(failure)
 
 
@@ -211,7 +227,7 @@ def _commit_together(conn: sqlite3.Connection, batch: list[_Item]) -> BaseExcept
     try:
         with sqlite_errors():
             conn.execute("BEGIN IMMEDIATE")
-            for func, future, _ in batch:
+            for func, future, *_ in batch:
                 conn.execute("SAVEPOINT one")
                 try:
                     with sqlite_errors():

@@ -70,7 +70,7 @@ class Snapshots:
         self._free_if_stale(namespace, name)
         active = self._row(namespace, key)
         committed = self._new_row(namespace, name, active.parent, stored)
-        with self._holding(committed.backend_key):
+        with self._holding(committed.backend_key), self._holding(active.backend_key):
             self._db.submit(snapshot_rows.insert, self.name, committed, lease).result()
             try:
                 self.snapshotter.commit(committed.backend_key, active.backend_key, _inherited(stored))
@@ -90,7 +90,7 @@ class Snapshots:
         if child is not None:
             raise FailedPrecondition(f"snapshot {key!r} has a child, {child!r}: remove that first")
         if row.backend_key in self._now_held():
-            raise NotFound(f"snapshot {key!r}")  # nobody has been told of it yet
+            raise NotFound(f"snapshot {key!r}")  # being committed: of the name nobody has been told yet, the key goes
         removed = False
         with suppress(NotFound):  # an earlier remove got this far
             self.snapshotter.remove(row.backend_key)
@@ -132,7 +132,7 @@ class Snapshots:
         explained = {row.backend_key for row in rows} | held
         for backend_key in reversed(present):  # children first
             if backend_key not in explained:
-                self._discard(backend_key)
+                self.discard(backend_key)
         for row in rows:
             if row.backend_key not in existing:
                 self._free_if_stale(row.namespace, row.key)
@@ -172,7 +172,7 @@ class Snapshots:
             try:
                 self._db.submit(snapshot_rows.insert, self.name, row, lease).result()
             except BaseException:
-                self._discard(row.backend_key)
+                self.discard(row.backend_key)
                 raise
         return mounts
 
@@ -194,14 +194,20 @@ class Snapshots:
             log.warning("snapshot is gone, its record goes", extra={"snapshot": key, "snapshotter": self.name})
             self._db.submit(snapshot_rows.delete, self.name, row, "").result()
 
-    def _discard(self, backend_key: str) -> None:
-        """Remove a snapshot that has no row; if that fails it is tried again by the next :meth:`reconcile`."""
+    def is_busy(self, backend_key: str) -> bool:
+        """Say whether an operation is about to give the snapshot another row."""
+        return backend_key in self._now_held()
+
+    def discard(self, backend_key: str) -> bool:
+        """Remove a snapshot that has no row, and say whether it is gone; if not, :meth:`reconcile` tries it again."""
         try:
             self.snapshotter.remove(backend_key)
         except NotFound:
             pass
         except RuntimedError as exc:
-            log.warning("left-over snapshot stays", extra={"snapshot": backend_key, "error": str(exc)})
+            log.debug("left-over snapshot stays", extra={"snapshot": backend_key, "error": str(exc)})
+            return False
+        return True
 
     def _row(self, namespace: str, key: str) -> Row:
         with self._db.reading() as tx:

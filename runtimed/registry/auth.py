@@ -6,7 +6,7 @@ Credentials are asked for when a registry wants them, kept only inside the heade
 import asyncio
 import base64
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
@@ -70,10 +70,17 @@ class Authorizer:
     """The ``Authorization`` header for one repository of one registry, renewed when the registry refuses it."""
 
     def __init__(
-        self, registry: URL, repository: str, session: aiohttp.ClientSession, ask: AskCredentials | None = None
+        self,
+        registry: URL,
+        repository: str,
+        session: aiohttp.ClientSession,
+        ask: AskCredentials | None = None,
+        push_scopes: Sequence[str] = (),
     ) -> None:
+        """Ask for tokens to pull from *repository*, or for those of *push_scopes* (distribution's auth/scope.md)."""
         self._registry = registry
         self._scope = f"repository:{repository}:pull"
+        self._push_scopes = list(push_scopes)
         self._session = session
         self._ask = ask
         self._lock = asyncio.Lock()
@@ -126,22 +133,25 @@ class Authorizer:
         except ValueError:
             raise PermissionDenied(f"registry {self._host} names no valid token server") from None
         hosts.check_realm(self._registry, realm)
-        parameters = {"scope": challenge.parameters.get("scope") or self._scope}
+        # A registry names what one request takes; a push knows all it takes from the beginning.
+        scopes = self._push_scopes or [challenge.parameters.get("scope") or self._scope]
+        parameters = {}
         if service := challenge.parameters.get("service"):
             parameters["service"] = service
         subject = f"token server {realm.host} of registry {self._host}"
         try:
-            async with asyncio.timeout(_TIMEOUT_S), self._request(realm, parameters, credentials) as response:
+            async with asyncio.timeout(_TIMEOUT_S), self._request(realm, scopes, parameters, credentials) as response:
                 return await _read_token(response, subject)
         except (aiohttp.ClientError, TimeoutError) as exc:
             raise Unavailable(f"{subject}: {exc or 'no answer in time'}") from exc
 
     def _request(
-        self, realm: URL, parameters: dict[str, str], credentials: Credentials | None
+        self, realm: URL, scopes: list[str], parameters: dict[str, str], credentials: Credentials | None
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Ask for a token: by GET with name and password or without, by POST with an identity token (auth/oauth.md)."""
         if credentials and credentials.secret and not credentials.username:
             form = parameters | {
+                "scope": " ".join(scopes),
                 "grant_type": "refresh_token",
                 "refresh_token": credentials.secret,
                 "client_id": "runtimed",
@@ -151,7 +161,9 @@ class Authorizer:
         if credentials and credentials.username:
             headers["Authorization"] = _basic(credentials)
             parameters = parameters | {"account": credentials.username}
-        return self._session.get(realm.update_query(parameters), headers=headers, allow_redirects=False)
+        return self._session.get(
+            realm.update_query({"scope": scopes, **parameters}), headers=headers, allow_redirects=False
+        )
 
 
 def _basic(credentials: Credentials) -> str:

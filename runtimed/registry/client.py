@@ -9,7 +9,8 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -71,6 +72,19 @@ class Answer:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How a registry answered what was sent to it: the status and headers (case does not matter)."""
+
+    status: int
+    headers: Mapping[str, str]
+    url: URL  # that answered
+
+
+# Begins a request body anew: called again when a request has to be repeated.
+Body = Callable[[], AsyncIterator[bytes]]
+
+
 class RegistryClient:
     """One repository of a registry. An asynchronous context manager: holds connections while open."""
 
@@ -82,13 +96,18 @@ class RegistryClient:
         headers: Mapping[str, str] | None = None,
         credentials: AskCredentials | None = None,
         patience: Patience | None = None,
+        push_scopes: Sequence[str] = (),
     ) -> None:
-        """Prepare requests for *reference*; *headers* go with each request to the registry itself, nowhere else."""
+        """Prepare requests for *reference*; *headers* go with each request to the registry itself, nowhere else.
+
+        With *push_scopes* tokens are asked for with those, else for pulling.
+        """
         self.reference = reference
         self.patience = patience or Patience()
         self._base = hosts.endpoint(reference.host, default_scheme).base / reference.repository
         self._headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}
         self._credentials = credentials
+        self._push_scopes = push_scopes
 
     async def __aenter__(self) -> Self:
         # No cookies and no .netrc: a request holds what is put into it here. The body counts as it comes, so that no
@@ -99,7 +118,9 @@ class RegistryClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
         )
-        self._authorizer = Authorizer(self._base, self.reference.repository, self._session, self._credentials)
+        self._authorizer = Authorizer(
+            self._base, self.reference.repository, self._session, self._credentials, self._push_scopes
+        )
         return self
 
     async def __aexit__(
@@ -154,15 +175,93 @@ class RegistryClient:
                 failures += 1
                 await self.patience.wait(failures, exc)
 
+    async def send(
+        self,
+        method: str,
+        url: URL,
+        *,
+        accepted: Collection[int],
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        length: int = 0,
+    ) -> Sent:
+        """Make one request with *body*, of *length* bytes, and return how it was answered if the status is *accepted*.
+
+        *url* may be what the registry has sent us to (an upload's location); credentials go to the registry only. Not
+        tried again but for a token that has expired. Nothing may be taken or answered for a minute.
+
+        Raises: as :meth:`get`.
+        """
+        with self._failures():
+            for _ in range(_MAX_REDIRECTS):
+                answer = await self._exchange(method, url, accepted, headers or {}, body, length)
+                if isinstance(answer, Sent):
+                    return answer
+                url = answer
+        raise Unavailable(f"{self._subject}: more than {_MAX_REDIRECTS} redirects")
+
+    def location(self, sent: Sent) -> URL:
+        """Return where an answer says that it goes on (an upload), if an honest registry may say so.
+
+        Raises PermissionDenied, Unavailable.
+        """
+        said = sent.headers.get("Location", "")
+        if not said:
+            raise Unavailable(f"{self._subject}: the registry began an upload without saying where it goes on")
+        with self._failures():
+            target = sent.url.join(URL(said, encoded=True))
+            hosts.check_redirect(sent.url, target)
+        return target
+
+    async def _exchange(
+        self,
+        method: str,
+        url: URL,
+        accepted: Collection[int],
+        headers: Mapping[str, str],
+        body: Body | None,
+        length: int,
+    ) -> Sent | URL:
+        is_registry = hosts.same_origin(self._base, url)
+        for is_last in (False, True):
+            used = self._authorizer.header
+            own = self.headers() if is_registry else {"User-Agent": USER_AGENT}
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S) as limit:
+                async with self._session.request(
+                    method,
+                    url,
+                    headers={**own, **headers, **({"Content-Length": str(length)} if method != "HEAD" else {})},
+                    data=_watched(body(), limit) if body else None,
+                    allow_redirects=False,
+                ) as response:
+                    if response.status == 401 and is_registry and not is_last:
+                        await self._renew(used, response)
+                        continue
+                    if response.status in {307, 308}:
+                        target = url.join(URL(response.headers.get("Location", ""), encoded=True))
+                        hosts.check_redirect(url, target)
+                        return target
+                    if response.status not in accepted:
+                        raise await self._error(response)
+                    return Sent(response.status, response.headers, url)
+        raise AssertionError("unreachable")
+
     async def _get(self, method: str, url: URL, accept: str, limit: int) -> Answer:
-        subject = self._subject
-        try:
+        with self._failures():
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 for _ in range(_MAX_REDIRECTS):
                     answer = await self._follow(method, url, accept, limit)
                     if isinstance(answer, Answer):
                         return answer
                     url = answer
+        raise Unavailable(f"{self._subject}: more than {_MAX_REDIRECTS} redirects")
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise what goes wrong with a connection as ours."""
+        subject = self._subject
+        try:
+            yield
         except aiohttp.ClientConnectorCertificateError as exc:
             raise PermissionDenied(f"{subject}: certificate not trusted: {exc.certificate_error}") from exc
         except aiohttp.ClientConnectorError as exc:
@@ -173,7 +272,6 @@ class RegistryClient:
             raise Unavailable(f"{subject}: {str(exc)[:300] or type(exc).__name__}") from exc
         except TimeoutError as exc:
             raise Unavailable(f"{subject}: no answer in {_ANSWER_TIMEOUT_S:.0f} s") from exc
-        raise Unavailable(f"{subject}: more than {_MAX_REDIRECTS} redirects")
 
     async def _follow(self, method: str, url: URL, accept: str, limit: int) -> Answer | URL:
         """Make one request, with another try when a new token may help; return the answer or where it is."""
@@ -219,6 +317,13 @@ class RegistryClient:
         if isinstance(error, Unavailable):
             error.retry_after_s = retry_after_s(response.headers.get("Retry-After", ""))
         return error
+
+
+async def _watched(body: AsyncIterator[bytes], limit: asyncio.Timeout) -> AsyncIterator[bytes]:
+    """Yield *body*; each piece that is taken moves *limit* on."""
+    async for piece in body:
+        yield piece
+        limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_TIMEOUT_S)
 
 
 def error_for(status: int, subject: str, said: str = "") -> RuntimedError:

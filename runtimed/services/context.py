@@ -1,5 +1,6 @@
 """What a servicer needs besides its request: the namespace, the lease, and where events go."""
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from google.protobuf.message import Message
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import grpc.aio
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+Collect: TypeAlias = Callable[[], Awaitable[None]]  # returns when what nothing holds has been removed
 
 NAMESPACE_HEADER = "containerd-namespace"
 LEASE_HEADER = "containerd-lease"
@@ -40,6 +43,10 @@ def namespace_of(context: Context) -> str:
 def lease_of(context: Context) -> str:
     """Return the ID of the lease that is to hold what the request makes, or "". The first header counts."""
     return _first(context, LEASE_HEADER)
+
+
+async def nothing_to_collect() -> None:
+    """Stand in for the collector where there is none."""
 
 
 def timestamp(ns: int) -> Timestamp:

@@ -10,16 +10,17 @@ from runtimed.metadata import images
 from runtimed.metadata.db import Database
 from runtimed.metadata.images import Image
 from runtimed.oci.descriptor import Descriptor
-from runtimed.services.context import Context, Publisher, lease_of, namespace_of, timestamp
+from runtimed.services.context import Collect, Context, Publisher, lease_of, namespace_of, nothing_to_collect, timestamp
 from runtimed.services.fieldmask import paths_of
 
 
 class ImagesService(ImagesServicer):
     """Reads and writes image names; the blobs behind them are another service's."""
 
-    def __init__(self, db: Database, events: Publisher) -> None:
+    def __init__(self, db: Database, events: Publisher, collect: Collect = nothing_to_collect) -> None:
         self._db = db
         self._events = events
+        self._collect = collect
 
     async def Get(self, request: pb.GetImageRequest, context: Context) -> pb.GetImageResponse:
         image = await self._db.read(images.get, namespace_of(context), request.name)
@@ -55,11 +56,13 @@ class ImagesService(ImagesServicer):
         return pb.UpdateImageResponse(image=_to_proto(stored))
 
     async def Delete(self, request: pb.DeleteImageRequest, context: Context) -> Empty:
-        """Remove the name. ``sync`` asks to collect before the answer; nothing is collected yet, so nothing waits."""
+        """Remove the name; with ``sync``, what only it held has gone when this answers."""
         namespace = namespace_of(context)
         target = request.target.digest if request.HasField("target") else ""
         await self._db.write(images.delete, namespace, request.name, target)
         self._events.publish(namespace, "/images/delete", pb.ImageDelete(name=request.name))
+        if request.sync:
+            await self._collect()
         return Empty()
 
 

@@ -33,6 +33,7 @@ _PARTS = (
     ("io.containerd.content.v1", "content"),
     ("io.containerd.metadata.v1", "sqlite"),
     ("io.containerd.event.v1", "exchange"),
+    ("io.containerd.gc.v1", "scheduler"),
     ("io.containerd.lease.v1", "manager"),
     ("io.containerd.differ.v1", "walking"),
     (RUNTIME_TYPE, "task"),

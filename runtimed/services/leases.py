@@ -7,14 +7,15 @@ from runtimed.api.leases_pb2_grpc import LeasesServicer
 from runtimed.metadata import leases
 from runtimed.metadata.db import Database
 from runtimed.metadata.leases import Lease, Resource
-from runtimed.services.context import Context, namespace_of, timestamp
+from runtimed.services.context import Collect, Context, namespace_of, nothing_to_collect, timestamp
 
 
 class LeasesService(LeasesServicer):
     """Leases and what they hold. They publish no events, as in containerd."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, collect: Collect = nothing_to_collect) -> None:
         self._db = db
+        self._collect = collect
 
     async def Create(self, request: pb.CreateRequest, context: Context) -> pb.CreateResponse:
         """Make a lease; without an ID it gets a random one."""
@@ -23,8 +24,10 @@ class LeasesService(LeasesServicer):
         return pb.CreateResponse(lease=_to_proto(stored))
 
     async def Delete(self, request: pb.DeleteRequest, context: Context) -> Empty:
-        """Remove a lease. ``sync`` asks to collect before the answer; nothing is collected yet, so nothing waits."""
+        """Remove a lease; with ``sync``, what only it held has gone when this answers."""
         await self._db.write(leases.delete, namespace_of(context), request.id)
+        if request.sync:
+            await self._collect()
         return Empty()
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:

@@ -1,8 +1,11 @@
-"""containerd.services.transfer.v1: images from one place to another. Here: from a registry into the image store."""
+"""containerd.services.transfer.v1: images from one place to another.
+
+From a registry into the image store (pull), from the store to a registry (push), within the store (tag).
+"""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,17 +18,21 @@ from runtimed.api import transfer_pb2 as pb
 from runtimed.api import transfer_types_pb2 as types
 from runtimed.api.transfer_pb2_grpc import TransferServicer
 from runtimed.embedded import images as embedded
-from runtimed.errors import InvalidArgument, Unauthenticated, Unavailable, Unimplemented
+from runtimed.errors import AlreadyExists, InvalidArgument, Unauthenticated, Unavailable, Unimplemented
 from runtimed.images.progress import Progress, Report
 from runtimed.images.pull import Pulled, Puller, Request, Unpack
+from runtimed.images.push import Pusher
 from runtimed.images.sources import LayoutSource, RegistrySource, Source
-from runtimed.metadata import namespaces
+from runtimed.metadata import images, namespaces
 from runtimed.metadata.content import Content
-from runtimed.metadata.db import Database
+from runtimed.metadata.db import Database, Tx
+from runtimed.metadata.images import Image
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.oci import platform as platforms
 from runtimed.oci import reference as references
-from runtimed.oci.descriptor import Platform
+from runtimed.oci.descriptor import Descriptor, Platform
+from runtimed.oci.reference import Reference
+from runtimed.registry import pusher
 from runtimed.registry.auth import AskCredentials, Credentials
 from runtimed.registry.client import RegistryClient
 from runtimed.services.context import Context, Publisher, lease_of, namespace_of
@@ -33,13 +40,15 @@ from runtimed.services.streaming import Stream, Streams, unpack
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
+_REGISTRY = types.OCIRegistry.DESCRIPTOR.full_name
+_STORE = types.ImageStore.DESCRIPTOR.full_name
 _DEFAULT_SNAPSHOTTER = "overlayfs"  # what containerd's clients mean when they name none
 _CREDENTIALS_LIMIT_S = 60.0  # the client may have to ask a person, or a helper program
 _FLUSH_LIMIT_S = 5.0  # for the last progress messages, when the transfer itself is done
 
 
 class TransferService(TransferServicer):
-    """Pulls; what runs between other kinds of places is Unimplemented."""
+    """Pulls, pushes and tags; what runs between other kinds of places is Unimplemented."""
 
     def __init__(
         self,
@@ -55,49 +64,86 @@ class TransferService(TransferServicer):
         self._streams = streams
         self._events = events
         self._puller = Puller(content, db, snapshotters, pool)
+        self._pusher = Pusher(content, db)
 
     async def Transfer(self, request: pb.TransferRequest, context: Context) -> Empty:
         namespace = namespace_of(context)
         source, destination = _name(request.source), _name(request.destination)
-        if (source, destination) != (_name_of(types.OCIRegistry), _name_of(types.ImageStore)):
+        if (source, destination) == (_REGISTRY, _STORE):
+            await self._pull(namespace, request, lease_of(context))
+        elif (source, destination) == (_STORE, _REGISTRY):
+            await self._push(namespace, request)
+        elif (source, destination) == (_STORE, _STORE):
+            await self._tag(namespace, request)
+        else:
             raise Unimplemented(f"unable to transfer from {source} to {destination}: not implemented")
+        return Empty()
+
+    async def _pull(self, namespace: str, request: pb.TransferRequest, lease: str) -> None:
         registry, store = types.OCIRegistry(), types.ImageStore()
         unpack(request.source, registry)
         unpack(request.destination, store)
         origin = await self._source(namespace, registry)
-        wanted = await self._request(namespace, store, lease_of(context))
+        wanted = await self._request(namespace, store, lease)
         async with self._progress(namespace, request.options.progress_stream) as report:
-            pulled = await self._puller.pull(namespace, origin, wanted, report)
-            for one in pulled:
+            for one in await self._puller.pull(namespace, origin, wanted, report):
                 self._publish(namespace, one)
-        return Empty()
+
+    async def _push(self, namespace: str, request: pb.TransferRequest) -> None:
+        store, registry = types.ImageStore(), types.OCIRegistry()
+        unpack(request.source, store)
+        unpack(request.destination, registry)
+        reference = references.parse(registry.reference)
+        mounts = await self._pusher.mounts(namespace, store.name, reference)
+        scopes = pusher.scopes(reference.repository, mounts)
+        client = await self._client(namespace, registry, reference, scopes)
+        wanted = [_platform(one) for one in store.platforms]
+        async with self._progress(namespace, request.options.progress_stream) as report:
+            await self._pusher.push(namespace, store.name, client, wanted, report)
+
+    async def _tag(self, namespace: str, request: pb.TransferRequest) -> None:
+        source, destination = types.ImageStore(), types.ImageStore()
+        unpack(request.source, source)
+        unpack(request.destination, destination)
+        names = _names(destination)
+        target = (await self._db.read(images.get, namespace, source.name)).target
+        async with self._progress(namespace, request.options.progress_stream) as report:
+            for name in names:
+                one = await self._db.write(_store, namespace, name, target, dict(destination.labels))
+                self._publish(namespace, one)
+                report(Progress(event="saved", name=one.image.name, descriptor=target))
 
     async def _source(self, namespace: str, registry: types.OCIRegistry) -> Source:
         reference = references.parse(registry.reference)
         if reference.host == embedded.HOST:
             return LayoutSource(embedded.layout(), reference)
+        return RegistrySource(await self._client(namespace, registry, reference), self._pool)
+
+    async def _client(
+        self, namespace: str, registry: types.OCIRegistry, reference: Reference, push_scopes: Sequence[str] = ()
+    ) -> RegistryClient:
         resolver = registry.resolver
         if resolver.host_dir:
             await blocking(_refuse_host_config, Path(resolver.host_dir), reference.host)
         ask: AskCredentials | None = None
         if resolver.auth_stream:
             ask = _asking(await self._streams.get(namespace, resolver.auth_stream), str(reference))
-        client = RegistryClient(
-            reference, default_scheme=resolver.default_scheme, headers=dict(resolver.headers), credentials=ask
+        return RegistryClient(
+            reference,
+            default_scheme=resolver.default_scheme,
+            headers=dict(resolver.headers),
+            credentials=ask,
+            push_scopes=push_scopes,
         )
-        return RegistrySource(client, self._pool)
 
     async def _request(self, namespace: str, store: types.ImageStore, lease: str) -> Request:
-        names = [store.name] if store.name else []
-        names += [f"{one.name}@" if one.add_digest else one.name for one in store.extra_references if not one.is_prefix]
-        if not names:
-            raise InvalidArgument("no image name: the image store that is pulled into must be given one")
+        names = _names(store)
         default = ""
         if any(not one.snapshotter for one in store.unpacks):
             marks = (await self._db.read(namespaces.get, namespace)).labels
             default = marks.get(labels.DEFAULT_SNAPSHOTTER) or _DEFAULT_SNAPSHOTTER
         return Request(
-            names=tuple(names),
+            names=names,
             labels=dict(store.labels),
             platforms=tuple(_platform(one) for one in store.platforms),
             all_metadata=store.all_metadata,
@@ -239,9 +285,23 @@ def _platform(platform: types_pb2.Platform) -> Platform:
     )
 
 
+def _names(store: types.ImageStore) -> tuple[str, ...]:
+    """Return the names that an image is to get in *store*; one that ends in "@" is to get its digest added."""
+    names = [store.name] if store.name else []
+    names += [f"{one.name}@" if one.add_digest else one.name for one in store.extra_references if not one.is_prefix]
+    if not names:
+        raise InvalidArgument("no image name: the image store that is the destination must be given one")
+    return tuple(names)
+
+
+def _store(tx: Tx, namespace: str, name: str, target: Descriptor, marks: Mapping[str, str]) -> Pulled:
+    """Let *name* point to *target*, whether it is there or not."""
+    image = Image(name=name + target.digest if name.endswith("@") else name, target=target, labels=marks)
+    try:
+        return Pulled(images.create(tx, namespace, image), True)
+    except AlreadyExists:
+        return Pulled(images.update(tx, namespace, image), False)
+
+
 def _name(packed: Any) -> str:
     return packed.type_url.rpartition("/")[2] or "nothing"
-
-
-def _name_of(kind: "type[types.OCIRegistry] | type[types.ImageStore]") -> str:
-    return kind.DESCRIPTOR.full_name

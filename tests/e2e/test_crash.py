@@ -134,6 +134,32 @@ def test_a_pull_that_the_crash_interrupted_goes_on_where_it_was(fresh, registry,
     assert reference in fresh.rctl("images").stdout
 
 
+def test_a_layer_that_had_arrived_before_the_crash_is_not_fetched_again(fresh, registry, tmp_path):
+    layout = Layout(tmp_path / "layout")
+    noise = random.Random(8)
+    small, big = (layout.layer({name: noise.randbytes(size * MIB)}) for name, size in (("small", 4), ("big", 24)))
+    layout.image("two", [small, big], platform=PLATFORM)
+    registry.push(layout.root, "e2e/two:1", source="two")
+    with gate(registry.host, limit=16 * MIB) as slow:
+        reference = f"{slow.host}/e2e/two:1"
+        with subprocess.Popen(fresh.rctl_command("pull", reference), stdout=-3, stderr=-3) as pulling:
+            assert slow.reached.wait(30)
+            while not (fresh.root / "content/blobs/sha256" / small.digest.removeprefix("sha256:")).exists():
+                assert pulling.poll() is None
+            fresh.kill()
+            slow.open()
+        fresh.start()
+        fresh.rctl("gc", "run")
+        rows = fresh.ctr("content", "ls").stdout
+        assert small.digest in rows
+        assert "containerd.io/gc.expire" in rows
+        fresh.rctl("pull", reference)
+        assert "containerd.io/gc.expire" not in fresh.ctr("content", "ls").stdout
+        fresh.rctl("rmi", reference)
+        fresh.rctl("gc", "run")
+        assert fresh.ctr("content", "ls", "-q").stdout == ""
+
+
 def test_crashes_between_runs_leave_no_half_made_containers(fresh, pulled):
     """The daemon dies while containers are being made; whatever stage they were at, their names are free afterwards."""
     chance = random.Random(20)

@@ -148,10 +148,10 @@ async def test_the_embedded_images_come_through_the_same_door(store, transfer):
     ("source", "destination", "code", "why"),
     [
         (
-            types.ImageStore(name="a"),
-            types.ImageStore(name="b"),
+            types.OCIRegistry(reference="a"),
+            types.OCIRegistry(reference="b"),
             grpc.StatusCode.UNIMPLEMENTED,
-            "from containerd.types.transfer.ImageStore to containerd.types.transfer.ImageStore",
+            "from containerd.types.transfer.OCIRegistry to containerd.types.transfer.OCIRegistry",
         ),
         (types.OCIRegistry(reference="x"), types.ImageStore(), grpc.StatusCode.INVALID_ARGUMENT, "no image name"),
         (types.OCIRegistry(reference="X"), types.ImageStore(name="x"), grpc.StatusCode.INVALID_ARGUMENT, "lower case"),

@@ -1,0 +1,183 @@
+"""``rctl gc``: garbage collection as the public API shows it, by the same graph as the daemon's, made of lists."""
+
+import secrets
+import time
+
+import click
+
+from runtimed import gcgraph
+from runtimed.api import containers_pb2 as containers
+from runtimed.api import content_pb2 as content
+from runtimed.api import images_pb2 as images
+from runtimed.api import introspection_pb2 as introspection
+from runtimed.api import leases_pb2 as leases
+from runtimed.api import namespaces_pb2 as namespaces
+from runtimed.api import snapshots_pb2 as snapshots
+from runtimed.api.containers_pb2_grpc import ContainersStub
+from runtimed.api.content_pb2_grpc import ContentStub
+from runtimed.api.images_pb2_grpc import ImagesStub
+from runtimed.api.introspection_pb2_grpc import IntrospectionStub
+from runtimed.api.leases_pb2_grpc import LeasesStub
+from runtimed.api.namespaces_pb2_grpc import NamespacesStub
+from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
+from runtimed.cli import output
+from runtimed.cli.client import Client, Settings, run
+from runtimed.errors import InvalidArgument, NotFound
+from runtimed.gcgraph import Graph, Node
+
+_INGEST_LIFETIME_NS = 24 * 3600 * 10**9  # as the daemon
+
+
+@click.group("gc")
+def gc_command() -> None:
+    """Collect garbage, or see what is kept and why."""
+
+
+@gc_command.command("run")
+@click.pass_obj
+def run_command(settings: Settings) -> int:
+    """Collect now, in all namespaces, and return when it is done."""
+
+    async def work(client: Client) -> int:
+        stub = LeasesStub(client.channel)
+        id = f"rctl-gc-{secrets.token_hex(8)}"
+        await client.call(stub.Create, leases.CreateRequest(id=id))
+        await client.call(stub.Delete, leases.DeleteRequest(id=id, sync=True))
+        return 0
+
+    return run(settings, work)
+
+
+@gc_command.command("plan")
+@click.pass_obj
+def plan_command(settings: Settings) -> int:
+    """List what a collection would remove in this namespace, and the bytes that would be free."""
+
+    async def work(client: Client) -> int:
+        graph, sizes = await _graph(client)
+        dead = graph.dead()
+        shared = await _elsewhere(client) if any(node.type == gcgraph.CONTENT for node in dead) else set()
+        rows = [(node, await _size(client, node, sizes, shared)) for node in dead]
+        if settings.json:
+            output.print_json([{"type": node.type, "id": node.id, "size": size} for node, size in rows])
+            return 0
+        output.print_table(("TYPE", "ID", "SIZE"), [(node.type, node.id, output.size(size)) for node, size in rows])
+        output.note(f"{len(rows)} to remove, {output.size(sum(size for _, size in rows))}")
+        return 0
+
+    return run(settings, work)
+
+
+@gc_command.command("why")
+@click.argument("name", metavar="DIGEST|SNAPSHOT")
+@click.pass_obj
+def why_command(settings: Settings, name: str) -> int:
+    """Show what keeps a blob or a snapshot: the chain of references from a root to it."""
+
+    async def work(client: Client) -> int:
+        graph, _ = await _graph(client)
+        found = _find(graph, name)
+        chains = {node: graph.chain(node) for node in found}
+        if settings.json:
+            output.print_json(
+                [
+                    [{"type": step.type, "id": step.id, "by": reason or None} for step, reason in chain]
+                    for chain in chains.values()
+                ]
+            )
+        else:
+            for node, chain in chains.items():
+                steps = [f"{_said(step)}{f'  ({reason})' if reason else ''}" for step, reason in chain]
+                output.print_lines("  " * depth + step for depth, step in enumerate(steps))
+                if not chain:
+                    output.note(f"nothing keeps {_said(node)}: the next collection removes it")
+        return 0 if all(chains.values()) else 1
+
+    return run(settings, work)
+
+
+def _find(graph: Graph, name: str) -> list[Node]:
+    """Return the records called *name*; a digest may be cut short. Raises NotFound, InvalidArgument."""
+    nodes = list(graph.nodes())
+    if exact := [node for node in nodes if node.id == name]:
+        return exact
+    cut = {node for node in nodes if node.type == gcgraph.CONTENT and name in (node.id, node.id.partition(":")[2])}
+    cut |= {node for node in nodes if node.type == gcgraph.CONTENT and _starts(node.id, name)}
+    if not cut:
+        raise NotFound(f"neither a blob nor a snapshot is called {name!r}")
+    if len(cut) > 1:
+        raise InvalidArgument(f"{name!r} may be {len(cut)} blobs: give more of the digest")
+    return list(cut)
+
+
+def _starts(digest: str, name: str) -> bool:
+    return len(name) >= 4 and (digest.startswith(name) or digest.partition(":")[2].startswith(name))
+
+
+def _said(node: Node) -> str:
+    kind, _, snapshotter = node.type.partition("/")
+    word = {"images": "image", "containers": "container", "leases": "lease", "ingests": "ingest"}.get(kind, kind)
+    return f"{snapshotter} snapshot {node.id}" if snapshotter else f"{word} {node.id}"
+
+
+async def _graph(client: Client) -> tuple[Graph, dict[str, int]]:
+    """Return the marked graph of the namespace, and the size of each blob in bytes."""
+    namespace, channel = client.namespace, client.channel
+    graph = Graph(time.time_ns())
+    sizes: dict[str, int] = {}
+    listed = await client.call(LeasesStub(channel).List, leases.ListRequest())
+    for lease in listed.leases:
+        held = await client.call(LeasesStub(channel).ListResources, leases.ListResourcesRequest(id=lease.id))
+        graph.lease(namespace, lease.id, lease.labels, [(one.type, one.id) for one in held.resources])
+    for image in (await client.call(ImagesStub(channel).List, images.ListImagesRequest())).images:
+        graph.image(namespace, image.name, image.target.digest, image.labels)
+    records = await client.call(ContainersStub(channel).List, containers.ListContainersRequest())
+    for record in records.containers:
+        graph.container(namespace, record.id, record.snapshotter, record.snapshot_key, record.labels)
+    for name in await _snapshotters(client):
+        request = snapshots.ListSnapshotsRequest(snapshotter=name)
+        async for page in client.messages(SnapshotsStub(channel).List, request):
+            for info in page.info:
+                graph.snapshot(namespace, name, info.name, info.parent, info.labels)
+    async for page in client.messages(ContentStub(channel).List, content.ListContentRequest()):
+        for info in page.info:
+            graph.blob(namespace, info.digest, info.labels)
+            sizes[info.digest] = info.size
+    statuses = await client.call(ContentStub(channel).ListStatuses, content.ListStatusesRequest())
+    for status in statuses.statuses:
+        expires_at = status.started_at.ToNanoseconds() + _INGEST_LIFETIME_NS
+        graph.ingest(namespace, status.ref, status.expected, expires_at)
+    graph.mark()
+    return graph, sizes
+
+
+async def _snapshotters(client: Client) -> list[str]:
+    request = introspection.PluginsRequest(filters=["type==io.containerd.snapshotter.v1"])
+    answer = await client.call(IntrospectionStub(client.channel).Plugins, request)
+    return [plugin.id for plugin in answer.plugins if not plugin.HasField("init_err")]
+
+
+async def _elsewhere(client: Client) -> set[str]:
+    """Return the blobs that other namespaces have, too: removing them here frees nothing."""
+    found: set[str] = set()
+    listed = await client.call(NamespacesStub(client.channel).List, namespaces.ListNamespacesRequest())
+    for other in listed.namespaces:
+        if other.name != client.namespace:
+            stub = ContentStub(client.channel)
+            metadata = (("containerd-namespace", other.name),)
+            async for page in stub.List(content.ListContentRequest(), metadata=metadata):
+                found |= {info.digest for info in page.info}
+    return found
+
+
+async def _size(client: Client, node: Node, sizes: dict[str, int], shared: set[str]) -> int:
+    if node.type == gcgraph.CONTENT:
+        return 0 if node.id in shared else sizes[node.id]
+    if node.type.startswith(gcgraph.SNAPSHOTS):
+        snapshotter = node.type.removeprefix(gcgraph.SNAPSHOTS)
+        try:
+            request = snapshots.UsageRequest(snapshotter=snapshotter, key=node.id)
+            return int((await client.call(SnapshotsStub(client.channel).Usage, request)).size)
+        except NotFound:
+            return 0  # collected meanwhile
+    return 0

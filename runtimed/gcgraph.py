@@ -1,0 +1,249 @@
+"""What holds what: the graph that garbage collection walks. Pure: made of tables in the daemon, of lists in rctl.
+
+Nodes are records of a namespace. Roots are containers, leases and images that have not expired, content and snapshots
+that a label says are roots, and ingests that are young enough. From there references lead to what is held:
+
+=================================================  ======================================================
+``containerd.io/gc.root``                          on content, snapshots: a root
+``containerd.io/gc.expire`` (RFC 3339)             leases and images go then; content, snapshots stay till then
+``containerd.io/gc.flat``                          on a lease: what its resources refer to is not held
+``containerd.io/gc.ref.content[.x|/x]``            holds a blob
+``containerd.io/gc.ref.image[.x|/x]``              holds an image that may have expired
+``containerd.io/gc.ref.snapshot.<snapshotter>[/x]``  holds a snapshot
+``containerd.io/gc.bref.{content,image,container}``  the other way round: is held by what the label names
+``containerd.io/gc.bref.snapshot.<snapshotter>``   likewise
+=================================================  ======================================================
+
+Without a label: an image holds its target, a container its snapshot, a snapshot its parent, an ingest the blob it is
+about to become, a lease its resources. Names, and what the labels mean, are containerd's.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+from runtimed import labels
+
+CONTENT, IMAGES, INGESTS, LEASES, CONTAINERS = "content", "images", "ingests", "leases", "containers"
+SNAPSHOTS = "snapshots/"  # + the snapshotter's name
+
+_PREFIX = "containerd.io/gc."
+_REF, _BREF = "containerd.io/gc.ref.", "containerd.io/gc.bref."
+_KINDS = {"content": CONTENT, "image": IMAGES, "container": CONTAINERS}
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+class Node(NamedTuple):
+    """A record: ``type`` is that of a lease's resources, or ``leases`` or ``containers``."""
+
+    namespace: str
+    type: str
+    id: str
+
+
+class _Edge(NamedTuple):
+    to: Node
+    reason: str  # a label, or what the reference is
+    is_label: bool  # a flat reference does not follow those
+
+
+_State = tuple[Node, bool]  # whether the node was reached through a flat lease
+
+
+class Graph:
+    """Records as of one moment, and which of them are reached from the roots."""
+
+    def __init__(self, now: int) -> None:
+        """*now* is nanoseconds since the epoch: what expires before is no root."""
+        self.now = now
+        self.next_expiry: int | None = None  # when the next of those that are there expires
+        self._records: dict[Node, None] = {}  # in the order they came, without containers: those are never collected
+        self._edges: dict[Node, list[_Edge]] = {}
+        self._roots: dict[Node, bool] = {}
+        self._reached: dict[_State, tuple[_State, str] | None] = {}
+
+    # -- building
+
+    def image(self, namespace: str, name: str, target: str, marks: Mapping[str, str]) -> Node:
+        node = self._add(Node(namespace, IMAGES, name))
+        self._refer(node, Node(namespace, CONTENT, target), "target")
+        if not self._has_expired(marks):
+            self._roots[node] = False
+        self._take_labels(node, marks)
+        return node
+
+    def container(self, namespace: str, id: str, snapshotter: str, key: str, marks: Mapping[str, str]) -> Node:
+        node = Node(namespace, CONTAINERS, id)
+        if snapshotter:
+            self._refer(node, Node(namespace, SNAPSHOTS + snapshotter, key), "snapshot")
+        self._roots[node] = False
+        self._take_labels(node, marks)
+        return node
+
+    def lease(self, namespace: str, id: str, marks: Mapping[str, str], resources: Iterable[tuple[str, str]]) -> Node:
+        """Add a lease; *resources* are type and ID."""
+        node = self._add(Node(namespace, LEASES, id))
+        for type, resource in resources:
+            self._refer(node, Node(namespace, type, resource), "resource")
+        if not self._has_expired(marks):
+            self._roots[node] = labels.GC_FLAT in marks
+        return node
+
+    def blob(self, namespace: str, digest: str, marks: Mapping[str, str]) -> Node:
+        node = self._add(Node(namespace, CONTENT, digest))
+        self._take_labels(node, marks, may_be_root=True)
+        return node
+
+    def snapshot(self, namespace: str, snapshotter: str, key: str, parent: str, marks: Mapping[str, str]) -> Node:
+        node = self._add(Node(namespace, SNAPSHOTS + snapshotter, key))
+        if parent:
+            self._refer(node, node._replace(id=parent), "parent")
+        self._take_labels(node, marks, may_be_root=True)
+        return node
+
+    def ingest(self, namespace: str, ref: str, expected: str, expires_at: int) -> Node:
+        node = self._add(Node(namespace, INGESTS, ref))
+        if expected:
+            self._refer(node, Node(namespace, CONTENT, expected), "expected")
+        if expires_at >= self.now:
+            self._roots[node] = False
+            self._expires(expires_at)
+        return node
+
+    # -- asking
+
+    def mark(self) -> None:
+        """Find out what is reached from the roots."""
+        self._spread(self._roots.items())
+
+    def spare(self, nodes: Iterable[Node]) -> None:
+        """Take *nodes* for roots from now on: something has happened to them since the graph was built."""
+        again = [(node, False) for node in nodes]
+        for state in again:  # also those that were reached before: they may refer to something new
+            self._reached.setdefault(state, None)
+        self._follow(deque(again))
+
+    def is_live(self, node: Node) -> bool:
+        """Say whether *node* was reached."""
+        return (node, False) in self._reached or (node, True) in self._reached
+
+    def dead(self) -> list[Node]:
+        """Return what was not reached, each before what it refers to (but for circles).
+
+        Removed in this order, whatever is still there has all that it refers to.
+        """
+        left = {node: 0 for node in self._records if not self.is_live(node)}
+        for node in left:
+            for edge in self._edges.get(node, ()):
+                if edge.to in left:
+                    left[edge.to] += 1
+        ordered = [node for node, referrers in left.items() if not referrers]
+        for node in ordered:  # grows while it is gone through
+            for edge in self._edges.get(node, ()):
+                if edge.to in left:
+                    left[edge.to] -= 1
+                    if not left[edge.to]:
+                        ordered.append(edge.to)
+        placed = set(ordered)
+        return ordered + [node for node in left if node not in placed]
+
+    def chain(self, node: Node) -> list[tuple[Node, str]]:
+        """Return the shortest way from a root to *node*: each step with how it is referred to, "" for the root.
+
+        Empty if *node* was not reached.
+        """
+        state: _State = (node, (node, False) not in self._reached)
+        if state not in self._reached:
+            return []
+        steps: list[tuple[Node, str]] = []
+        while (before := self._reached[state]) is not None:
+            steps.append((state[0], before[1]))
+            state = before[0]
+        steps.append((state[0], ""))
+        return steps[::-1]
+
+    def nodes(self) -> Iterator[Node]:
+        """Yield every record that can be collected."""
+        return iter(self._records)
+
+    # -- inside
+
+    def _add(self, node: Node) -> Node:
+        self._records[node] = None
+        return node
+
+    def _refer(self, node: Node, to: Node, reason: str, *, is_label: bool = False) -> None:
+        self._edges.setdefault(node, []).append(_Edge(to, reason, is_label))
+
+    def _take_labels(self, node: Node, marks: Mapping[str, str], *, may_be_root: bool = False) -> None:
+        for key, value in marks.items():
+            if not key.startswith(_PREFIX):
+                continue
+            if key.startswith(_REF):
+                if to := _named(node.namespace, key[len(_REF) :], value):
+                    self._refer(node, to, key, is_label=True)
+            elif key.startswith(_BREF):
+                if holder := _named(node.namespace, key[len(_BREF) :], value):
+                    self._refer(holder, node, key, is_label=True)
+            elif may_be_root and (
+                key.startswith(labels.GC_ROOT)
+                or (key == labels.GC_EXPIRE and expiry(marks) is not None and not self._has_expired(marks))
+            ):
+                self._roots[node] = False
+
+    def _has_expired(self, marks: Mapping[str, str]) -> bool:
+        at = expiry(marks)
+        if at is None:
+            return False
+        self._expires(at)
+        return at < self.now
+
+    def _expires(self, at: int) -> None:
+        if at >= self.now and (self.next_expiry is None or at < self.next_expiry):
+            self.next_expiry = at
+
+    def _spread(self, states: Iterable[_State]) -> None:
+        reached = self._reached
+        queue: deque[_State] = deque()
+        for state in states:
+            if state not in reached:
+                reached[state] = None
+                queue.append(state)
+        self._follow(queue)
+
+    def _follow(self, queue: deque[_State]) -> None:
+        reached = self._reached
+        while queue:
+            state = queue.popleft()
+            node, is_flat = state
+            for edge in self._edges.get(node, ()):
+                if is_flat and edge.is_label:
+                    continue
+                below = (edge.to, is_flat and edge.to.type != INGESTS)
+                if below not in reached:
+                    reached[below] = (state, edge.reason)
+                    queue.append(below)
+
+
+def expiry(marks: Mapping[str, str]) -> int | None:
+    """Return when the record with these labels expires, in ns since the epoch; None: never, or no time is said."""
+    text = marks.get(labels.GC_EXPIRE)
+    if text is None or not _RFC3339.fullmatch(text):
+        return None
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1_000_000) * 1_000
+    except (ValueError, OverflowError):
+        return None
+
+
+def _named(namespace: str, name: str, value: str) -> Node | None:
+    """Return what a reference label names; *name* is the label without its prefix."""
+    if name.startswith("snapshot."):
+        snapshotter = name.removeprefix("snapshot.").partition("/")[0]
+        return Node(namespace, SNAPSHOTS + snapshotter, value)
+    for kind, type in _KINDS.items():
+        if name.startswith(kind) and (len(name) == len(kind) or name[len(kind)] in "./"):
+            return Node(namespace, type, value)
+    return None

@@ -96,7 +96,7 @@ async def test_a_second_push_sends_nothing(store, layout, push, registry):
 
 async def test_blobs_are_mounted_from_the_repository_they_came_from(store, layout, push, registry):
     layout.image("1", [layout.layer({"a": b"mounted" * 1000})])
-    source = registry.push(layout.root, "w8/from:1", source="1")
+    source = registry.push(layout.root, "push/from:1", source="1")
     await store.pull(source, unpack=False)
     heard: list[Progress] = []
     await push(source, f"{registry.host}/push/to:1", heard=heard)
@@ -121,7 +121,7 @@ async def test_an_index_with_platforms_that_are_not_here_is_refused_before_anyth
     name = await pulled(store, layout)
     with pytest.raises(NotFound, match=r"linux/s390x is not here; pull it for all platforms, or push only some"):
         await push(name, f"{registry.host}/push/part:1")
-    assert "w8/part" not in repositories(registry)
+    assert "push/part" not in repositories(registry)
     await push(name, f"{registry.host}/push/part:1", ["linux/amd64"])
 
 

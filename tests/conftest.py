@@ -1,6 +1,7 @@
 """Fixtures that every kind of test may use, and the check that the suite leaves nothing on the machine."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -40,13 +41,16 @@ _PLACES = (
     ("/sys/fs/cgroup", "*/*rctl*"),
     ("/sys/fs/cgroup", "*/runtimed*"),
 )
-# Programs that tests start, and what they start in turn.
-_PROGRAMS = (b"shim", b"runtimed", b"rctl", b"runc", b"containerd", b"ctr", b"docker-registry", b"busybox", b"pause")
+# In the environment of whatever the tests start, and what that starts in turn: other daemons on the machine, and other
+# runs of this suite, are not ours to judge.
+_MARK = f"RUNTIMED_TEST_RUN={os.getpid()}-{time.time_ns()}"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left() -> Iterator[None]:
     """After the last test no mount, process, netns, cgroup, FIFO or directory is there that was not before."""
+    name, _, value = _MARK.partition("=")
+    os.environ[name] = value
     before = _things()
     yield
     left = sorted(_things() - before)
@@ -60,7 +64,6 @@ def _things() -> set[str]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with suppress(OSError):
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-            if any(name in command for name in _PROGRAMS):
-                things.add(f"process {entry.name}: {command.decode(errors='replace')}")
+            if _MARK.encode() in (entry / "environ").read_bytes():
+                things.add(f"process {entry.name}: {(entry / 'cmdline').read_bytes()!r}")
     return things

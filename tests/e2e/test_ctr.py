@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from runtimed.api import content_pb2
+from runtimed.api import content_pb2, leases_pb2
 from runtimed.api.content_pb2_grpc import ContentStub
+from runtimed.api.leases_pb2_grpc import LeasesStub
 from tests.daemon import PrivateDaemon
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -161,10 +162,16 @@ def test_content_ls_get_fetch_and_labels(daemon, image):
 
 def test_content_ingest_and_rm(daemon):
     digest = "sha256:" + "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"  # "hello\n"
+    # Without a lease it could be collected at any moment after the ingest.
+    daemon.ctr("leases", "create", "--id", "for-hello")
+    with grpc.insecure_channel(f"unix:{daemon.address}") as channel:
+        held = leases_pb2.AddResourceRequest(id="for-hello", resource=leases_pb2.Resource(id=digest, type="content"))
+        LeasesStub(channel).AddResource(held, metadata=[("containerd-namespace", daemon.namespace)])
     daemon.ctr("content", "ingest", "--expected-digest", digest, "--expected-size", "6", "a-ref", input="hello\n")
     assert daemon.ctr("content", "get", digest).stdout == "hello\n"
     daemon.ctr("content", "ingest", "--expected-digest", digest, "b-ref", input="never read: it is there already")
-    daemon.ctr("content", "rm", digest)
+    daemon.ctr("leases", "rm", "for-hello")
+    daemon.ctr("content", "rm", digest, check=False)  # if it has not been collected yet
     assert "not found" in daemon.ctr("content", "get", digest, check=False).stderr
     wrong = daemon.ctr("content", "ingest", "--expected-digest", digest, "b-ref", input="other\n", check=False)
     assert f"{digest} expected: failed precondition" in wrong.stderr

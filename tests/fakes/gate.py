@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 
 class Gate:
-    """Forwards to *target*; once ``limit`` bytes came back in all, holds everything until :meth:`open`."""
+    """Forwards to *target*; a connection over which ``limit`` bytes came back is held until :meth:`open`."""
 
     def __init__(self, target: tuple[str, int], limit: int) -> None:
         self._target = target
         self._limit = limit
         self._lock = threading.Lock()
         self._opened = threading.Event()
-        self.reached = threading.Event()  # the limit has been reached: the other side waits for more
+        self.reached = threading.Event()  # a connection is held: the other side waits for more
         self.passed = 0  # bytes that came back
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -57,12 +57,14 @@ class Gate:
                 thread.start()
 
     def _forward(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        own = 0
         with contextlib.suppress(OSError):
             while data := source.recv(16384):
                 if counted:
+                    own += len(data)
                     with self._lock:
                         self.passed += len(data)
-                    if self.passed > self._limit and not self._opened.is_set():
+                    if own > self._limit and not self._opened.is_set():
                         self.reached.set()
                         self._opened.wait()
                 sink.sendall(data)
@@ -72,7 +74,7 @@ class Gate:
 
 @contextmanager
 def gate(host: str, *, limit: int) -> Iterator[Gate]:
-    """Stand before the registry at *host* (``127.0.0.1:PORT``) and hold after *limit* bytes."""
+    """Stand before the registry at *host* (``127.0.0.1:PORT``) and hold each connection after *limit* bytes."""
     name, port = host.rsplit(":", 1)
     forwarder = Gate((name, int(port)), limit)
     forwarder.start()

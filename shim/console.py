@@ -10,7 +10,6 @@ import socket
 import struct
 import termios
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +23,7 @@ _MAX_SIZE = 0xFFFF  # of struct winsize
 class ConsoleSocket:
     """The socket on which the runtime delivers the master; in the bundle for as long as the ``with`` block lasts."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: str, name: str) -> None:
         self._directory = directory
         self._name = f"{name}.console"
 
@@ -63,7 +62,7 @@ class ConsoleSocket:
         try:
             connection, _ = self._socket.accept()
             with connection:
-                _, fds, _, _ = socket.recv_fds(connection, 4096, 4)
+                _, fds, _, _ = socket.recv_fds(connection, 4096, 4, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             fds = []
         except OSError as exc:

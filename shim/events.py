@@ -1,21 +1,15 @@
 """Events for the daemon: in order, one at a time, kept while it is away."""
 
-import asyncio
-import logging
 import time
 from collections import deque
 from contextlib import suppress
 
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
-
-from runtimed.api import events_ttrpc_pb2 as pb
 from runtimed.errors import DeadlineExceeded, RuntimedError, Unavailable
-from runtimed.rpc import ttrpc
+from shim import log, loop, ttrpc
+from shim import messages as pb
+from shim.proto import Message
 
-log = logging.getLogger(__name__)
-
-_SERVICE = "containerd.services.events.ttrpc.v1.Events"
+EVENTS = "containerd.services.events.ttrpc.v1.Events"
 _NAMESPACE_KEY = "containerd-namespace-ttrpc"
 
 # Events kept while the daemon is away, about 1 MB of them. When there are more the oldest go: a daemon that has been
@@ -47,12 +41,12 @@ class Publisher:
         self._address = address.removeprefix("unix://")
         self._namespace = namespace
         self._queue: deque[pb.ForwardRequest] = deque()
-        self._filled = asyncio.Event()
-        self._empty = asyncio.Event()
+        self._filled = loop.Event()
+        self._empty = loop.Event()
         self._empty.set()
-        self._woken = asyncio.Event()
+        self._woken = loop.Event()
         self._client: ttrpc.Client | None = None
-        self._sending = asyncio.create_task(self._send())
+        self._sending = loop.spawn(self._send())
 
     def publish(self, event: Message) -> None:
         """Queue *event*, a message of containerd.events. Never blocks."""
@@ -62,14 +56,13 @@ class Publisher:
             # The first may be under way, and would then be sent a second time by whoever finds it gone.
             del self._queue[1]
             log.warning("the daemon has been away too long: an event was dropped")
-        request = pb.ForwardRequest()
-        envelope = request.envelope
-        envelope.timestamp.FromNanoseconds(time.time_ns())
-        envelope.namespace = self._namespace
-        envelope.topic = TOPICS[event.DESCRIPTOR.name]
-        envelope.event.type_url = event.DESCRIPTOR.full_name
-        envelope.event.value = event.SerializeToString()
-        self._queue.append(request)
+        envelope = pb.Envelope(
+            timestamp=pb.Timestamp.of(time.time_ns()),
+            namespace=self._namespace,
+            topic=TOPICS[type(event).__name__],
+            event=pb.Any.of(event),
+        )
+        self._queue.append(pb.ForwardRequest(envelope=envelope))
         self._empty.clear()
         self._filled.set()
 
@@ -80,13 +73,12 @@ class Publisher:
     async def close(self, limit_s: float) -> None:
         """Send what is queued, for *limit_s* seconds at most, and disconnect."""
         self.wake()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._empty.wait()
+        with suppress(TimeoutError), loop.timeout(limit_s):
+            await self._empty.wait()
         self._sending.cancel()
-        await asyncio.wait([self._sending])
+        await loop.settled(self._sending)
         if self._client is not None:
-            await self._client.close()
+            self._client.close()
 
     async def _send(self) -> None:
         retry_s = _FIRST_RETRY_S
@@ -100,28 +92,25 @@ class Publisher:
                     self._empty.set()
                 continue
             self._woken.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(retry_s):
-                    await self._woken.wait()
+            with suppress(TimeoutError), loop.timeout(retry_s):
+                await self._woken.wait()
             retry_s = min(retry_s * 2, _LAST_RETRY_S)
 
     async def _forward(self, request: pb.ForwardRequest) -> bool:
         """Send one event; return whether it is done with, be it because the daemon refuses it."""
         try:
-            if self._client is None or self._client.closed.done():
-                if self._client is not None:
-                    await self._client.close()
+            if self._client is None or not self._client.is_open:
                 self._client = None
-                self._client = await ttrpc.Client.connect(self._address, timeout_s=_CALL_LIMIT_S)
+                self._client = ttrpc.Client(ttrpc.connected(self._address))
             metadata = {_NAMESPACE_KEY: self._namespace}
-            await self._client.call(_SERVICE, "Forward", request, Empty, timeout_s=_CALL_LIMIT_S, metadata=metadata)
+            await self._client.call(EVENTS, "Forward", request, pb.Empty, _CALL_LIMIT_S, metadata)
         except (Unavailable, DeadlineExceeded):
             return False
         except RuntimedError as exc:
             if self._client is None:
                 return False  # it could not even be connected to
-            log.error("the daemon refused an event: %s", exc)
-        except Exception:
-            log.exception("an event could not be sent")
+            log.error(f"the daemon refused an event: {exc}")
+        except Exception as exc:
+            log.exception("an event could not be sent", exc)
             return self._client is not None
         return True

@@ -4,8 +4,9 @@ import json
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from runtimed.api import events_pb2 as events
 from runtimed.errors import FailedPrecondition, os_errors
+from shim import files
+from shim import messages as pb
 from shim.exits import Children, Exit
 from shim.process import Init, Process, Publish, Status
 from shim.stdio import Paths
@@ -42,14 +43,14 @@ class Exec(Process):
         """
         async with self._doing("start"):
             if self._init.has_ended:
-                raise FailedPrecondition(f"cannot start {self._what}: the task is stopped")
-            process = self._init.bundle / f"{self._name}.json"
+                raise FailedPrecondition(f"cannot start {self.what}: the task is stopped")
+            process = f"{self._init.bundle}/{self._name}.json"
             try:
-                with os_errors(self._what):
-                    process.write_text(json.dumps(self._spec))
+                with os_errors(self.what):
+                    files.write(process, json.dumps(self._spec).encode())
 
                 def launch(stdio: Sequence[int], console_socket: str) -> Awaitable[None]:
-                    pid_file = self._init.bundle / f"{self._name}.pid"
+                    pid_file = f"{self._init.bundle}/{self._name}.pid"
                     return self._init.runc.exec(
                         self._init.id, stdio, process=process, pid_file=pid_file, console_socket=console_socket
                     )
@@ -57,9 +58,9 @@ class Exec(Process):
                 options = self._init.runc.options
                 await self._launch(launch, self._init.bundle, self._name, options.io_uid, options.io_gid)
             finally:
-                process.unlink(missing_ok=True)  # it has the environment in it
+                files.remove(process)  # it has the environment in it
             self.status = Status.RUNNING
-            self._publish(events.TaskExecStarted(container_id=self._init.id, exec_id=self.id, pid=self.pid))
+            self._publish(pb.TaskExecStarted(container_id=self._init.id, exec_id=self.id, pid=self.pid))
             self._start_input()
 
     async def delete(self) -> None:
@@ -72,7 +73,7 @@ class Exec(Process):
 
     async def settled(self) -> None:
         """Wait until a start that is under way is over, and then for the end of the process if it runs."""
-        async with self._lock:
+        async with self.lock:
             runs = self.status is Status.RUNNING
         if runs:
             await self.exited.wait()
@@ -81,12 +82,11 @@ class Exec(Process):
         """Give back streams and files, and let go who waits for an end that will not come."""
         self.exited.set()
         await self._close_streams()
-        (self._init.bundle / f"{self._name}.pid").unlink(missing_ok=True)
+        files.remove(f"{self._init.bundle}/{self._name}.pid")
 
     async def _before_exit(self) -> None:
         pass
 
-    def _exit_event(self, exit: Exit) -> events.TaskExit:
-        event = events.TaskExit(container_id=self._init.id, id=self.id, pid=self.pid, exit_status=exit.status)
-        event.exited_at.FromNanoseconds(exit.at)
-        return event
+    def _exit_event(self, exit: Exit) -> pb.TaskExit:
+        at = pb.Timestamp.of(exit.at)
+        return pb.TaskExit(container_id=self._init.id, id=self.id, pid=self.pid, exit_status=exit.status, exited_at=at)

@@ -5,15 +5,14 @@ is started by exec, and orphans of both. Nobody else may wait for a child: a ``w
 exit status away from whoever needs it.
 """
 
-import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from runtimed.errors import InvalidArgument, NotFound
+from shim import loop
 
 # Python and the shim ignore some; an ignored signal would stay ignored in every program that a container runs.
 _DEFAULT_SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
@@ -21,8 +20,7 @@ _DEFAULT_SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTO
 _STATUS_UNKNOWN = 255  # of a process that was not our child after all
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """How a process ended: exit code, or 128 + signal, and when, in nanoseconds since the epoch."""
 
     status: int
@@ -38,10 +36,10 @@ class Child:
 
     def __init__(self, children: "Children", pid: int) -> None:
         self.pid = pid
-        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.exited: loop.Future[Exit] = loop.Future()
         self._children = children
         self._pidfd = os.pidfd_open(pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        loop.add_reader(self._pidfd, self._reap)
 
     def send_signal(self, number: int) -> None:
         """Send a signal.
@@ -60,7 +58,7 @@ class Child:
             raise InvalidArgument(f"signal {number}: there is no such signal") from None
 
     def _reap(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
+        loop.remove_reader(self._pidfd)
         try:
             _, status = os.waitpid(self.pid, 0)  # it has ended, so this returns at once
             code = os.waitstatus_to_exitcode(status)
@@ -80,7 +78,7 @@ class Children:
 
     def reap_orphans(self) -> None:
         """Begin to reap children that nobody adopted, now and whenever one ends."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap_unknown)
+        loop.on_signal(signal.SIGCHLD, self._reap_unknown)
         self._reap_unknown()
 
     def spawn(self, argv: list[str], env: dict[str, str], stdio: Sequence[int]) -> Child:
@@ -98,15 +96,14 @@ class Children:
         self._known.add(pid)
         return child
 
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """Hold back from orphans for as long as one of them may turn out to be a process to :meth:`adopt`."""
+    def expect(self) -> None:
+        """Hold back from orphans while one of them may turn out to be a process to :meth:`adopt`."""
         self._expecting += 1
-        try:
-            yield
-        finally:
-            self._expecting -= 1
-            self._reap_unknown()
+
+    def expect_no_more(self) -> None:
+        """Undo one :meth:`expect`."""
+        self._expecting -= 1
+        self._reap_unknown()
 
     def forget(self, child: Child) -> None:
         self._known.discard(child.pid)

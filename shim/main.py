@@ -18,7 +18,6 @@ Environment: ``TTRPC_ADDRESS``, where events go; ``RUNTIMED_SHIM_SOCKETS``, the 
 ``RUNTIMED_RUNC_ROOT``, where runc keeps its state unless the task's options say otherwise.
 """
 
-import asyncio
 import hashlib
 import json
 import os
@@ -30,19 +29,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError
-
-from runtimed.api import bootstrap_pb2, types_pb2
-from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
 from runtimed.identifiers import validate
+from runtimed.linux import process
 from runtimed.mounts import unmount_all
-from runtimed.rpc import ttrpc
-from shim import server
+from shim import log, loop, server, ttrpc
+from shim import messages as pb
 from shim.exits import Children
 from shim.options import DEFAULT_ROOT, Options
+from shim.proto import DecodeError
 from shim.runc import Runc
 
 PROGRAM = "containerd-shim-runtimed-v1"
@@ -144,7 +139,11 @@ def _fork(settings: server.Settings) -> None:
         return
     status = 1
     try:
-        server.become(settings, sock)  # closes stdout and stderr, which the daemon reads to their end
+        server.detach({sock.fileno()})  # closes stdout and stderr, which the daemon reads to their end
+        with suppress(OSError):  # /proc may be read-only, where the daemon is itself in a container
+            process.raise_oom_score_adj(1)  # the daemon's plus one
+        server.become(settings)
+        log.open_in_bundle(debug=settings.debug)
         server.run(settings, sock)
         status = 0
     finally:
@@ -159,15 +158,15 @@ def _delete(arguments: _Arguments) -> None:
     path = _socket_path(sockets, arguments.flags.get("address", ""), namespace, group)
 
     async def delete() -> None:
-        await Runc(Children(), Options.read(bundle, _runc_root()), namespace, bundle).delete(id, force=True)
+        await Runc(Children(), Options.read(str(bundle), _runc_root()), namespace, str(bundle)).delete(id, force=True)
         await _dismiss(path, id)
 
-    asyncio.run(delete())
+    loop.run(delete())
     if not server.is_served(path):
         Path(path).unlink(missing_ok=True)
     unmount_all(bundle / "rootfs")
-    response = pb.DeleteResponse(pid=_init_pid(bundle), exit_status=_KILLED)
-    response.exited_at.FromNanoseconds(time.time_ns())
+    at = pb.Timestamp.of(time.time_ns())
+    response = pb.DeleteResponse(pid=_init_pid(bundle), exit_status=_KILLED, exited_at=at)
     _write_stdout(response.SerializeToString())
 
 
@@ -178,14 +177,14 @@ def _runc_root() -> str:
 async def _dismiss(path: str, id: str) -> None:
     """Have a shim that is alive, though its daemon has lost it, forget the container and end if it has no other."""
     with suppress(RuntimedError):
-        client = await ttrpc.Client.connect(path, timeout_s=_DISMISS_LIMIT_S)
+        client = ttrpc.Client(ttrpc.connected(path))
         try:
             with suppress(NotFound):
-                await client.call(_TASK, "Wait", pb.WaitRequest(id=id), pb.WaitResponse, timeout_s=_DISMISS_LIMIT_S)
+                await client.call(_TASK, "Wait", pb.WaitRequest(id=id), pb.WaitResponse, _DISMISS_LIMIT_S)
                 await client.call(_TASK, "Delete", pb.DeleteRequest(id=id), pb.DeleteResponse, _DISMISS_LIMIT_S)
-            await client.call(_TASK, "Shutdown", pb.ShutdownRequest(id=id), Empty, timeout_s=_DISMISS_LIMIT_S)
+            await client.call(_TASK, "Shutdown", pb.ShutdownRequest(id=id), pb.Empty, _DISMISS_LIMIT_S)
         finally:
-            await client.close()
+            client.close()
 
 
 def _print_version() -> None:
@@ -196,34 +195,35 @@ def _print_info() -> None:
     """Print what this shim and its OCI runtime can do, a containerd.types.RuntimeInfo."""
     import subprocess  # here: a shim that serves has no use for it
 
-    request = types_pb2.RuntimeRequest()
+    request = pb.RuntimeRequest()
     stdin = _read_stdin()
+    options: pb.Any | None
     try:
-        options = AnyMessage.FromString(stdin)  # what containerd sends; the two messages have the same shape
+        options = pb.Any.FromString(stdin)  # what containerd sends; the two messages have the same shape
         if not options.type_url.endswith(".Options"):
-            request = types_pb2.RuntimeRequest.FromString(stdin)
+            request = pb.RuntimeRequest.FromString(stdin)
             options = request.options
     except DecodeError:
         raise InvalidArgument("standard input is neither options nor a RuntimeRequest") from None
     binary = request.runtime_path or Options.from_any(options, DEFAULT_ROOT).binary_name
-    info = types_pb2.RuntimeInfo(name="io.containerd.runtimed.v1")
-    info.version.version = _version()
-    info.options.CopyFrom(options)
+    info = pb.RuntimeInfo(
+        name="io.containerd.runtimed.v1", version=pb.RuntimeVersion(version=_version()), options=options
+    )
     features = subprocess.run([binary, "features"], capture_output=True, check=False, timeout=10)
     if features.returncode == 0:
-        info.features.type_url = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
-        info.features.value = features.stdout
+        kind = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+        info.features = pb.Any(type_url=kind, value=features.stdout)
     _write_stdout(info.SerializeToString())
 
 
-def _bootstrap_params(stdin: bytes, namespace: str, id: str) -> bootstrap_pb2.BootstrapParams | None:
+def _bootstrap_params(stdin: bytes, namespace: str, id: str) -> pb.BootstrapParams | None:
     """Return what *stdin* holds if it is of a daemon that sends BootstrapParams; None if it is the older Any, or empty.
 
     Raises:
         InvalidArgument: its namespace is not that of the command line.
     """
     try:
-        params = bootstrap_pb2.BootstrapParams.FromString(stdin)
+        params = pb.BootstrapParams.FromString(stdin)
     except DecodeError:
         return None
     if params.instance_id != id:  # an Any has its type there
@@ -236,7 +236,7 @@ def _bootstrap_params(stdin: bytes, namespace: str, id: str) -> bootstrap_pb2.Bo
 def _address(address: str, *, is_bootstrap: bool) -> bytes:
     """Return the answer to ``start`` in the form that the daemon understands."""
     if is_bootstrap:
-        result = bootstrap_pb2.BootstrapResult(version=_MAX_VERSION, address=address, protocol="ttrpc")
+        result = pb.BootstrapResult(version=_MAX_VERSION, address=address, protocol="ttrpc")
         return result.SerializeToString()
     limit = os.environ.get("MAX_SHIM_VERSION", "")
     if limit.isascii() and limit.isdigit() and int(limit) >= 2:

@@ -7,22 +7,18 @@ after a shim that died (``main.delete``) finds the container's state again.
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError
-
-from runtimed.api import runc_options_pb2 as pb
 from runtimed.errors import InvalidArgument, os_errors
+from shim import files
+from shim import messages as pb
+from shim.proto import DecodeError
 
 DEFAULT_BINARY = "runc"
 DEFAULT_ROOT = "/run/runtimed/runc"  # below it a directory for each namespace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(NamedTuple):
     """What the OCI runtime is told, and which one it is."""
 
     binary_name: str = DEFAULT_BINARY  # on PATH, or a path
@@ -35,17 +31,17 @@ class Options:
     io_gid: int = 0
 
     @classmethod
-    def from_any(cls, value: AnyMessage, default_root: str) -> "Options":
+    def from_any(cls, value: pb.Any | None, default_root: str) -> "Options":
         """Return the options of a request; none, and options for the shim as such, are the defaults.
 
         Raises:
             InvalidArgument: options of another kind, or malformed ones.
         """
-        kind = value.type_url.rpartition("/")[2]
-        if kind in {"", "runtimeoptions.v1.Options"}:
+        kind = value.type_url.rpartition("/")[2] if value is not None else ""
+        if value is None or kind in {"", "runtimeoptions.v1.Options"}:
             return cls(root=default_root)
-        if kind != pb.Options.DESCRIPTOR.full_name:
-            raise InvalidArgument(f"options of type {kind!r}; this runtime takes {pb.Options.DESCRIPTOR.full_name}")
+        if kind != pb.Options.FULL_NAME:
+            raise InvalidArgument(f"options of type {kind!r}; this runtime takes {pb.Options.FULL_NAME}")
         try:
             given = pb.Options.FromString(value.value)
         except DecodeError:
@@ -62,18 +58,18 @@ class Options:
         )
 
     @classmethod
-    def read(cls, bundle: Path, default_root: str) -> "Options":
+    def read(cls, bundle: str, default_root: str) -> "Options":
         """Return what :meth:`write` left in *bundle*; the defaults where there is nothing usable."""
         fields: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            stored = json.loads((bundle / "options.json").read_bytes())
-            defaults = asdict(cls())
+            stored = json.loads(files.read(f"{bundle}/options.json"))
+            defaults = cls()._asdict()
             if isinstance(stored, Mapping):
                 fields = {key: value for key, value in stored.items() if type(value) is type(defaults.get(key))}
         return cls(**{"root": default_root, **fields})
 
-    def write(self, bundle: Path) -> None:
+    def write(self, bundle: str) -> None:
         """Store the options in *bundle*. Raises NotFound, ResourceExhausted, ..."""
         with os_errors(f"bundle {bundle}"):
-            (bundle / "options.json").write_text(json.dumps(asdict(self)))
-            (bundle / "runtime").write_text(self.binary_name)
+            files.write(f"{bundle}/options.json", json.dumps(self._asdict()).encode())
+            files.write(f"{bundle}/runtime", self.binary_name.encode())

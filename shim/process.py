@@ -1,33 +1,29 @@
 """The first process of a container, and what it has in common with further ones."""
 
-import asyncio
-import logging
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import Message
-
-from runtimed.api import events_pb2 as events
 from runtimed.errors import FailedPrecondition, Internal, NotFound, RuntimedError
 from runtimed.mounts import Mount, mount_all, unmount_all
-from runtimed.rollback import Rollback
-from runtimed.threads import blocking
+from shim import files, log, loop
+from shim import messages as pb
 from shim.console import ConsoleSocket, Terminal
 from shim.exits import Child, Children, Exit
+from shim.forked import forked
+from shim.options import Options
+from shim.proto import Message
 from shim.runc import Runc
 from shim.stdio import Paths, Pipes
 
 if TYPE_CHECKING:
     from shim.exec import Exec
-
-log = logging.getLogger(__name__)
 
 Publish = Callable[[Message], None]
 Launch = Callable[[Sequence[int], str], Awaitable[None]]  # stdio descriptors, path of the console socket or ""
@@ -65,15 +61,15 @@ class Process(ABC):
         self.status = Status.NEW
         self.pid = 0
         self.exit: Exit | None = None  # set with status STOPPED
-        self.exited = asyncio.Event()  # set once the exit is published; also if an exec is deleted that never ran
-        self._what = what
+        self.exited = loop.Event()  # set once the exit is published; also if an exec is deleted that never ran
+        self.what = what
         self._children = children
         self._publish = publish
         self._child: Child | None = None
         self._streams: Pipes | Terminal | None = None
         self._size: tuple[int, int] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()  # one action at a time; an exit is published between two
+        self._watching: loop.Task[None] | None = None
+        self.lock = loop.Lock()  # one action at a time; an exit is published between two
 
     @property
     def has_ended(self) -> bool:
@@ -89,7 +85,7 @@ class Process(ABC):
             InvalidArgument: there is no such signal.
         """
         if self._child is None:
-            raise FailedPrecondition(f"{self._what} has no process yet")
+            raise FailedPrecondition(f"{self.what} has no process yet")
         self._child.send_signal(number)
 
     def resize(self, width: int, height: int) -> None:
@@ -105,56 +101,46 @@ class Process(ABC):
         if self._streams is not None:
             self._streams.close_client()
 
-    @asynccontextmanager
-    async def _doing(self, action: str) -> AsyncIterator[None]:
+    def _doing(self, action: str) -> "_Action":
         """One action at a time, and only where the status allows it.
 
         Raises:
             FailedPrecondition: say, starting a stopped task.
         """
-        async with self._lock:
-            status = Status.STOPPED if self.has_ended and self.status is not Status.DELETED else self.status
-            if status not in _ALLOWED[action]:
-                raise FailedPrecondition(f"cannot {action} {self._what}: it is {status}")
-            yield
+        return _Action(self, action)
 
-    async def _launch(self, launch: Launch, bundle: Path, name: str, uid: int, gid: int) -> None:
+    async def _launch(self, launch: Launch, bundle: str, name: str, uid: int, gid: int) -> None:
         """Have the runtime make the process, with its streams, and begin to watch it."""
-        with ExitStack() as undo, self._children.expecting():
-            streams: Pipes | Terminal
-            if self.terminal:
-                streams = terminal = Terminal(self.paths, uid, gid)
-                undo.callback(streams.close)
-                with ConsoleSocket(bundle, name) as console:
-                    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                    try:
-                        await launch((null, null, null), console.path)
-                    finally:
-                        os.close(null)
-                    terminal.attach(console.receive())
+        streams = Terminal(self.paths, uid, gid) if self.terminal else Pipes(self.paths, uid, gid)
+        self._children.expect()
+        try:
+            if isinstance(streams, Terminal):
+                await _launch_on(streams, launch, bundle, name)
             else:
-                streams = pipes = Pipes(self.paths, uid, gid)
-                undo.callback(streams.close)
-                await launch(pipes.fds, "")
+                await launch(streams.fds, "")
             streams.handed_over()
-            self._child = self._children.adopt(_read_pid(bundle / f"{name}.pid"))
-            undo.pop_all()
+            self._child = self._children.adopt(_read_pid(f"{bundle}/{name}.pid"))
+        except BaseException:
+            streams.close()
+            raise
+        finally:
+            self._children.expect_no_more()
         self.pid = self._child.pid
         self._streams = streams
         if self._size is not None:
             streams.resize(*self._size)
-        self._watching = asyncio.create_task(self._watch(self._child))
+        self._watching = loop.spawn(self._watch(self._child))
 
     def _start_input(self) -> None:
         if self._streams is not None:
             try:
                 self._streams.start()
             except RuntimedError as exc:  # the process runs; it has lost its input, no more
-                log.warning("%s: %s", self._what, exc)
+                log.warning(f"{self.what}: {exc}")
 
     async def _watch(self, child: Child) -> None:
-        exit = await asyncio.shield(child.exited)
-        async with self._lock:
+        exit = await child.exited
+        async with self.lock:
             pass  # a start under way is published before the exit
         await self._before_exit()
         self.status = Status.STOPPED
@@ -164,9 +150,8 @@ class Process(ABC):
 
     async def _close_streams(self) -> None:
         if self._streams is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_DRAIN_LIMIT_S):
-                    await self._streams.drained()
+            with suppress(TimeoutError), loop.timeout(_DRAIN_LIMIT_S):
+                await self._streams.drained()
             self._streams.close()
             self._streams = None
 
@@ -175,24 +160,59 @@ class Process(ABC):
         """Do what comes between the end of the process and its exit event."""
 
     @abstractmethod
-    def _exit_event(self, exit: Exit) -> events.TaskExit: ...
+    def _exit_event(self, exit: Exit) -> pb.TaskExit: ...
+
+
+class _Action:
+    """``async with``: what :meth:`Process._doing` returns."""
+
+    __slots__ = ("_name", "_process")
+
+    def __init__(self, process: Process, name: str) -> None:
+        self._process = process
+        self._name = name
+
+    async def __aenter__(self) -> None:
+        process = self._process
+        await process.lock.acquire()
+        status = process.status
+        if process.has_ended and status is not Status.DELETED:
+            status = Status.STOPPED
+        if status not in _ALLOWED[self._name]:
+            process.lock.release()
+            raise FailedPrecondition(f"cannot {self._name} {process.what}: it is {status}")
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.lock.release()
+
+
+async def _launch_on(terminal: Terminal, launch: Launch, bundle: str, name: str) -> None:
+    with ConsoleSocket(bundle, name) as console:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            await launch((null, null, null), console.path)
+        finally:
+            os.close(null)
+        terminal.attach(console.receive())
 
 
 class Init(Process):
     """The first process of a container; with it the container starts, ends and is deleted."""
 
     def __init__(
-        self, id: str, bundle: Path, paths: Paths, runc: Runc, *, terminal: bool, children: Children, publish: Publish
+        self, id: str, bundle: str, paths: Paths, runc: Runc, *, terminal: bool, children: Children, publish: Publish
     ) -> None:
         super().__init__(f"task {id!r}", paths, terminal=terminal, children=children, publish=publish)
         self.id = id
         self.bundle = bundle
         self.runc = runc
         self.execs: dict[str, Exec] = {}
-        self._rootfs = bundle / "rootfs"
+        self._rootfs = f"{bundle}/rootfs"
         self._owns_pids = True
 
-    async def create(self, mounts: Sequence[Mount]) -> None:
+    async def create(self, mounts: Sequence[pb.Mount]) -> None:
         """Mount the rootfs and create the container. When it fails nothing of it is left.
 
         Raises:
@@ -200,28 +220,37 @@ class Init(Process):
             InvalidArgument: a mount or a stream that cannot be.
         """
         options = self.runc.options
-        async with Rollback() as steps:
-            if mounts:
-                steps.undo("unmount the rootfs", blocking, unmount_all, self._rootfs)
-                mount_all(mounts, self._rootfs)  # no thread: one would cost the shim more memory than the rest of it
-            if not self.runc.knows(self.id):  # else it is somebody else's, and create says so
-                steps.undo("delete the container", partial(self.runc.delete, self.id, force=True))
+        is_others = self.runc.knows(self.id)  # then create says so, and it is not ours to delete
 
-            def launch(stdio: Sequence[int], console_socket: str) -> Awaitable[None]:
-                pid_file = self.bundle / "init.pid"
-                return self.runc.create(self.id, stdio, pid_file=pid_file, console_socket=console_socket)
+        def launch(stdio: Sequence[int], console_socket: str) -> Awaitable[None]:
+            pid_file = f"{self.bundle}/init.pid"
+            return self.runc.create(self.id, stdio, pid_file=pid_file, console_socket=console_socket)
 
+        try:
+            await forked(self._children, _prepare, options, mounts, self.bundle)
             await self._launch(launch, self.bundle, "init", options.io_uid, options.io_gid)
-            steps.commit()
+        except BaseException:
+            await self._undo_create(delete=not is_others, unmount=bool(mounts))
+            raise
         self._owns_pids = _is_init_of_its_pids(self.pid)
         self.status = Status.CREATED
+
+    async def _undo_create(self, *, delete: bool, unmount: bool) -> None:
+        try:
+            if delete:
+                await self.runc.delete(self.id, force=True)
+        except RuntimedError as exc:
+            log.error(f"{self.what} could not be created, and what there is of it not deleted: {exc}")
+        finally:
+            if unmount:
+                await forked(self._children, _unmount, self._rootfs)
 
     async def start(self) -> None:
         """Run the container's program."""
         async with self._doing("start"):
             await self.runc.start(self.id)
             self.status = Status.RUNNING
-            self._publish(events.TaskStart(container_id=self.id, pid=self.pid))
+            self._publish(pb.TaskStart(container_id=self.id, pid=self.pid))
             self._start_input()
 
     async def signal(self, number: int, *, all: bool) -> None:
@@ -237,13 +266,13 @@ class Init(Process):
         async with self._doing("pause"):
             await self.runc.pause(self.id)
             self.status = Status.PAUSED
-            self._publish(events.TaskPaused(container_id=self.id))
+            self._publish(pb.TaskPaused(container_id=self.id))
 
     async def resume(self) -> None:
         async with self._doing("resume"):
             await self.runc.resume(self.id)
             self.status = Status.RUNNING
-            self._publish(events.TaskResumed(container_id=self.id))
+            self._publish(pb.TaskResumed(container_id=self.id))
 
     async def delete(self) -> None:
         """Give back all that the container holds: streams, the runtime's state, the rootfs.
@@ -262,10 +291,7 @@ class Init(Process):
             for process in self.execs.values():
                 await process.close()
             await self._close_streams()
-            try:
-                await blocking(unmount_all, self._rootfs)
-            except OSError as exc:
-                raise Internal(f"unmounting the rootfs of {self._what}: {exc.strerror}") from exc
+            await forked(self._children, _unmount, self._rootfs)
             self.status = Status.DELETED
 
     async def _before_exit(self) -> None:
@@ -273,20 +299,27 @@ class Init(Process):
             # The kernel kills what is left of a pid namespace, not what is left in the host's or another container's.
             with suppress(RuntimedError):
                 await self.runc.kill(self.id, signal.SIGKILL, all=True)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_EXECS_LIMIT_S):
-                for process in list(self.execs.values()):
-                    await process.settled()
+        with suppress(TimeoutError), loop.timeout(_EXECS_LIMIT_S):
+            for process in list(self.execs.values()):
+                await process.settled()
 
-    def _exit_event(self, exit: Exit) -> events.TaskExit:
-        event = events.TaskExit(container_id=self.id, id=self.id, pid=self.pid, exit_status=exit.status)
-        event.exited_at.FromNanoseconds(exit.at)
-        return event
+    def _exit_event(self, exit: Exit) -> pb.TaskExit:
+        at = pb.Timestamp.of(exit.at)
+        return pb.TaskExit(container_id=self.id, id=self.id, pid=self.pid, exit_status=exit.status, exited_at=at)
 
 
-def _read_pid(path: Path) -> int:
+def _prepare(options: Options, mounts: Sequence[pb.Mount], bundle: str) -> None:
+    options.write(bundle)
+    mount_all([Mount(m.type, m.source, m.target, tuple(m.options)) for m in mounts], Path(bundle, "rootfs"))
+
+
+def _unmount(rootfs: str) -> None:
+    unmount_all(Path(rootfs))
+
+
+def _read_pid(path: str) -> int:
     try:
-        return int(path.read_text())
+        return int(files.read(path))
     except (OSError, ValueError) as exc:
         raise Internal(f"the OCI runtime left no pid in {path}: {exc}") from exc
 
@@ -294,8 +327,8 @@ def _read_pid(path: Path) -> int:
 def _is_init_of_its_pids(pid: int) -> bool:
     """Return whether *pid* is process 1 of a pid namespace other than ours (NSpid in proc_pid_status(5))."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("NSpid:"):
+        for line in files.read(f"/proc/{pid}/status").split(b"\n"):
+            if line.startswith(b"NSpid:"):
                 numbers = line.split()[1:]
-                return len(numbers) > 1 and numbers[-1] == "1"
+                return len(numbers) > 1 and numbers[-1] == b"1"
     return False

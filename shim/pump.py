@@ -1,10 +1,11 @@
 """From one descriptor to another, no faster than the slower one."""
 
-import asyncio
 import errno
 import os
 from collections.abc import Callable
 from functools import partial
+
+from shim import log, loop
 
 _CHUNK = 64 << 10  # bytes moved at once, the size of a pipe
 _SPLICE_F_NONBLOCK = 2
@@ -19,22 +20,21 @@ class Pump:
     """
 
     def __init__(self, source: int, target: int, done: Callable[[], None], *, splice: bool = False) -> None:
-        self.ended = asyncio.Event()
+        self.ended = loop.Event()
         self._source = source
         self._target = target
         self._done = done
         self._move = self._splice if splice else self._copy
         self._pending = memoryview(b"")
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(source, self._step)
+        loop.add_reader(source, self._step)
 
     def stop(self) -> None:
         """Move no more. Does not call *done*."""
         if self.ended.is_set():
             return  # the numbers may be another stream's by now
-        self._loop.remove_reader(self._source)
+        loop.remove_reader(self._source)
         if self._target >= 0:
-            self._loop.remove_writer(self._target)
+            loop.remove_writer(self._target)
         self.ended.set()
 
     def _step(self, *, target_was_full: bool = False) -> None:
@@ -43,22 +43,22 @@ class Pump:
             more = self._move()
         except BlockingIOError:
             if not target_was_full:
-                self._loop.remove_reader(self._source)
-                self._loop.add_writer(self._target, partial(self._step, target_was_full=True))
+                loop.remove_reader(self._source)
+                loop.add_writer(self._target, partial(self._step, target_was_full=True))
                 return
             if self._pending:
                 return  # room for a part only
             more = True  # there is room, so it is the source that has nothing
         except OSError as exc:
             if exc.errno not in {errno.EIO, errno.EPIPE}:
-                self._loop.call_exception_handler({"message": "a stream of a process failed", "exception": exc})
+                log.error(f"a stream of a process failed: {exc.strerror}")
             more = False
         if not more:
             self.stop()
             self._done()
         elif target_was_full:
-            self._loop.remove_writer(self._target)
-            self._loop.add_reader(self._source, self._step)
+            loop.remove_writer(self._target)
+            loop.add_reader(self._source, self._step)
 
     def _splice(self) -> bool:
         return os.splice(self._source, self._target, _CHUNK, flags=_SPLICE_F_NONBLOCK) > 0

@@ -1,15 +1,14 @@
 """The command line of runc, and of what is called like it (crun, youki)."""
 
-import asyncio
 import itertools
 import json
 import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from runtimed.errors import DeadlineExceeded, FailedPrecondition, NotFound, RuntimedError
+from shim import files, loop
 from shim.exits import Child, Children
 from shim.options import Options
 
@@ -33,7 +32,7 @@ class Runc:
 
     _log_numbers = itertools.count()
 
-    def __init__(self, children: Children, options: Options, namespace: str, bundle: Path) -> None:
+    def __init__(self, children: Children, options: Options, namespace: str, bundle: str) -> None:
         self._children = children
         self.options = options
         self._namespace = namespace
@@ -41,18 +40,18 @@ class Runc:
 
     def knows(self, id: str) -> bool:
         """Return whether the runtime has state of a container *id*, running or not."""
-        return Path(self.options.root, self._namespace, id).exists()
+        return os.access(f"{self.options.root}/{self._namespace}/{id}", os.F_OK)
 
-    async def create(self, id: str, stdio: Sequence[int], *, pid_file: Path, console_socket: str = "") -> None:
+    async def create(self, id: str, stdio: Sequence[int], *, pid_file: str, console_socket: str = "") -> None:
         """Create a container whose first process has the descriptors *stdio*; its pid is then in *pid_file*."""
-        args = ["--bundle", str(self._bundle), "--pid-file", str(pid_file)]
+        args = ["--bundle", self._bundle, "--pid-file", pid_file]
         if console_socket:
             args += ["--console-socket", console_socket]
         if self.options.no_pivot_root:
             args.append("--no-pivot")
         if self.options.no_new_keyring:
             args.append("--no-new-keyring")
-        log = self._bundle / "log.json"
+        log = f"{self._bundle}/log.json"
         await self._run("create", [*args, id], stdio, log=log, limit_s=_START_LIMIT_S)
 
     async def start(self, id: str) -> None:
@@ -60,10 +59,10 @@ class Runc:
         await self._run("start", [id], limit_s=_START_LIMIT_S)
 
     async def exec(
-        self, id: str, stdio: Sequence[int], *, process: Path, pid_file: Path, console_socket: str = ""
+        self, id: str, stdio: Sequence[int], *, process: str, pid_file: str, console_socket: str = ""
     ) -> None:
         """Start a further process, described by the JSON file *process*; its pid is then in *pid_file*."""
-        args = ["--process", str(process), "--detach", "--pid-file", str(pid_file)]
+        args = ["--process", process, "--detach", "--pid-file", pid_file]
         if console_socket:
             args += ["--console-socket", console_socket]
         await self._run("exec", [*args, id], stdio, limit_s=_START_LIMIT_S)
@@ -116,12 +115,12 @@ class Runc:
         args: Sequence[str],
         stdio: Sequence[int] | None = None,
         *,
-        log: Path | None = None,
+        log: str | None = None,
         limit_s: float = _LIMIT_S,
     ) -> bytes:
         """Run a command and return what it printed; nothing if it was given a container's *stdio*."""
         # A log of its own for each run that may go on beside another: the last error in it is then this run's.
-        own_log = log or self._bundle / f"log-{os.getpid()}-{next(self._log_numbers)}.json"
+        own_log = log or f"{self._bundle}/log-{os.getpid()}-{next(self._log_numbers)}.json"
         argv = self._argv(own_log, command, args)
         output = os.memfd_create("output")  # no pipe: nobody has to empty it while the command runs
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -145,11 +144,11 @@ class Runc:
             os.close(null)
             os.close(output)
             if log is None:
-                own_log.unlink(missing_ok=True)
+                files.remove(own_log)
 
-    def _argv(self, log: Path, command: str, args: Sequence[str]) -> list[str]:
+    def _argv(self, log: str, command: str, args: Sequence[str]) -> list[str]:
         argv = [self.options.binary_name, "--root", f"{self.options.root}/{self._namespace}"]
-        argv += ["--log", str(log), "--log-format", "json"]
+        argv += ["--log", log, "--log-format", "json"]
         if self.options.systemd_cgroup:
             argv.append("--systemd-cgroup")
         return [*argv, command, *args]
@@ -163,12 +162,12 @@ class Runc:
 async def _end_of(child: Child, limit_s: float) -> int | None:
     """Return the exit status; None if it had to be killed after *limit_s* seconds."""
     try:
-        async with asyncio.timeout(limit_s):
-            return (await asyncio.shield(child.exited)).status
+        with loop.timeout(limit_s):
+            return (await child.exited).status
     except TimeoutError:
         await _killed(child)
         return None
-    except asyncio.CancelledError:
+    except loop.Cancelled:
         await _killed(child)
         raise
 
@@ -176,13 +175,13 @@ async def _end_of(child: Child, limit_s: float) -> int | None:
 async def _killed(child: Child) -> None:
     with suppress(NotFound):
         child.send_signal(signal.SIGKILL)
-    await asyncio.shield(child.exited)
+    await child.exited
 
 
-def _last_error(log: Path) -> str:
+def _last_error(log: str) -> str:
     """Return the message of the last error in a log of JSON lines, or "" if it has none."""
     try:
-        with log.open("rb") as file:
+        with open(log, "rb") as file:  # noqa: PTH123 - a string all the way
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _MAX_LOG))
             lines = file.read(_MAX_LOG).splitlines()

@@ -12,15 +12,14 @@ CloseIO.
 import os
 import stat
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from typing import NamedTuple
 
 from runtimed.errors import InvalidArgument, os_errors
 from shim.pump import Pump
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
+class Paths(NamedTuple):
     """Where the streams of a process lead, as the client gave it."""
 
     stdin: str = ""
@@ -40,7 +39,6 @@ def path_of(uri: str, stream: str) -> str:
     return path
 
 
-@dataclass(slots=True)
 class Output:
     """One opened output: *writer* is for the process; *reader*, if any, keeps a FIFO alive without the client.
 
@@ -48,8 +46,9 @@ class Output:
     full.
     """
 
-    writer: int
-    reader: int = -1
+    def __init__(self, writer: int, reader: int = -1) -> None:
+        self.writer = writer
+        self.reader = reader
 
     @classmethod
     def open(cls, uri: str, stream: str, uid: int = 0, gid: int = 0) -> "Output":
@@ -135,13 +134,17 @@ class Pipes:
     """The three streams of a process without a terminal."""
 
     def __init__(self, paths: Paths, uid: int = 0, gid: int = 0) -> None:
-        with ExitStack() as opened:
-            self._input = Input(paths.stdin, uid, gid)
-            opened.callback(self._input.close)
+        self._input = Input(paths.stdin, uid, gid)
+        try:
             self._stdout = Output.open(paths.stdout, "stdout", uid, gid)
-            opened.callback(self._stdout.close)
-            self._stderr = Output.open(paths.stderr, "stderr", uid, gid)
-            opened.pop_all()
+            try:
+                self._stderr = Output.open(paths.stderr, "stderr", uid, gid)
+            except BaseException:
+                self._stdout.close()
+                raise
+        except BaseException:
+            self._input.close()
+            raise
 
     @property
     def fds(self) -> tuple[int, int, int]:

@@ -1,25 +1,14 @@
 """The Task API: containerd.task.v3.Task, and v2, whose messages are the same."""
 
-import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
-
-from runtimed.api import events_pb2 as events
-from runtimed.api import runc_options_pb2 as runc_pb
-from runtimed.api import task_types_pb2 as types
-from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, os_errors
 from runtimed.identifiers import validate
-from runtimed.mounts import Mount
-from runtimed.rpc.ttrpc import Method, Service
-from shim import cgroup
+from shim import cgroup, loop
+from shim import messages as pb
 from shim.events import Publisher
 from shim.exec import Exec as ExecProcess  # the RPC has the name Exec here
 from shim.exits import Children
@@ -28,25 +17,43 @@ from shim.process import Init, Process, Status
 from shim.runc import Runc
 from shim.stdio import Paths
 
-# An exec that has not been started is "created", like the first process before its start.
+# The numbers of containerd.v1.types.Status. An exec that has not been started is "created", like the first process
+# before its start.
 _STATUS = {
-    Status.NEW: types.UNKNOWN,
-    Status.CREATED: types.CREATED,
-    Status.RUNNING: types.RUNNING,
-    Status.PAUSED: types.PAUSED,
-    Status.STOPPED: types.STOPPED,
-    Status.DELETED: types.STOPPED,
+    Status.NEW: 0,
+    Status.CREATED: 1,
+    Status.RUNNING: 2,
+    Status.PAUSED: 4,
+    Status.STOPPED: 3,
+    Status.DELETED: 3,
 }
-
-
-_Handler = Callable[[Any], Awaitable[Message]]
 
 
 class TaskService:
     """One method per RPC, with the RPC's name. The ttrpc server calls them."""
 
+    REQUESTS = MappingProxyType(
+        {
+            "State": pb.StateRequest,
+            "Wait": pb.WaitRequest,
+            "Pids": pb.PidsRequest,
+            "Connect": pb.ConnectRequest,
+            "Shutdown": pb.ShutdownRequest,
+            "Create": pb.CreateTaskRequest,
+            "Start": pb.StartRequest,
+            "Delete": pb.DeleteRequest,
+            "Exec": pb.ExecProcessRequest,
+            "Kill": pb.KillRequest,
+            "Pause": pb.PauseRequest,
+            "Resume": pb.ResumeRequest,
+            "ResizePty": pb.ResizePtyRequest,
+            "CloseIO": pb.CloseIORequest,
+        }
+    )
+    READS = frozenset({"State", "Wait", "Pids", "Connect", "Shutdown"})
+
     def __init__(self, namespace: str, runc_root: str, children: Children, publisher: Publisher) -> None:
-        self.shutdown = asyncio.Event()  # set when the shim is asked to end, and may
+        self.shutdown = loop.Event()  # set when the shim is asked to end, and may
         self._namespace = namespace
         self._runc_root = runc_root
         self._children = children
@@ -57,37 +64,12 @@ class TaskService:
     def has_tasks(self) -> bool:
         return bool(self._tasks)
 
-    def service(self) -> Service:
-        """Return the methods for a ttrpc server. What changes a task goes on to its end when the caller has left."""
-        reading: dict[str, tuple[type[Message], _Handler]] = {
-            "State": (pb.StateRequest, self.State),
-            "Wait": (pb.WaitRequest, self.Wait),
-            "Pids": (pb.PidsRequest, self.Pids),
-            "Connect": (pb.ConnectRequest, self.Connect),
-            "Shutdown": (pb.ShutdownRequest, self.Shutdown),
-        }
-        changing: dict[str, tuple[type[Message], _Handler]] = {
-            "Create": (pb.CreateTaskRequest, self.Create),
-            "Start": (pb.StartRequest, self.Start),
-            "Delete": (pb.DeleteRequest, self.Delete),
-            "Exec": (pb.ExecProcessRequest, self.Exec),
-            "Kill": (pb.KillRequest, self.Kill),
-            "Pause": (pb.PauseRequest, self.Pause),
-            "Resume": (pb.ResumeRequest, self.Resume),
-            "ResizePty": (pb.ResizePtyRequest, self.ResizePty),
-            "CloseIO": (pb.CloseIORequest, self.CloseIO),
-        }
-        methods = {name: Method(kind, partial(_call, handler)) for name, (kind, handler) in reading.items()}
-        for name, (kind, handler) in changing.items():
-            methods[name] = Method(kind, partial(_call_to_the_end, handler))
-        return methods
-
     async def Create(self, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
         validate(request.id, "task")
         if request.checkpoint:
             raise Unimplemented("restoring a task from a checkpoint")
-        bundle = Path(request.bundle)
-        if not bundle.is_absolute():
+        bundle = os.path.normpath(request.bundle)  # noqa: ASYNC240 - no I/O
+        if not request.bundle.startswith("/"):
             raise InvalidArgument(f"bundle {request.bundle!r} must be an absolute path")
         options = Options.from_any(request.options, self._runc_root)
         runc = Runc(self._children, options, self._namespace, bundle)
@@ -105,18 +87,17 @@ class TaskService:
         if self._tasks.setdefault(init.id, init) is not init:
             raise AlreadyExists(f"task {init.id!r}")
         try:
-            options.write(bundle)
             if options.shim_cgroup:
                 with os_errors(f"shim cgroup {options.shim_cgroup!r}"):
                     cgroup.join(options.shim_cgroup)
-            await init.create([Mount(m.type, m.source, m.target, tuple(m.options)) for m in request.rootfs])
+            await init.create(request.rootfs)
         except BaseException:
             del self._tasks[init.id]
             raise
         # No await from the creation to here, so that an exit comes after this event.
-        io = events.TaskIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
+        io = pb.TaskIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
         self._publisher.publish(
-            events.TaskCreate(container_id=init.id, bundle=request.bundle, rootfs=request.rootfs, io=io, pid=init.pid)
+            pb.TaskCreate(container_id=init.id, bundle=request.bundle, rootfs=request.rootfs, io=io, pid=init.pid)
         )
         return pb.CreateTaskResponse(pid=init.pid)
 
@@ -129,7 +110,7 @@ class TaskService:
         init, process = self._task(request.id), self._process(request)
         response = pb.StateResponse(
             id=process.id,
-            bundle=str(init.bundle),
+            bundle=init.bundle,
             pid=process.pid,
             status=_STATUS[process.status],
             stdin=process.paths.stdin,
@@ -150,21 +131,21 @@ class TaskService:
         _fill_exit(response, process)
         return response
 
-    async def Kill(self, request: pb.KillRequest) -> Empty:
+    async def Kill(self, request: pb.KillRequest) -> pb.Empty:
         process = self._process(request)
         if isinstance(process, Init):
             await process.signal(request.signal, all=request.all)
         else:
             process.kill(request.signal)
-        return Empty()
+        return pb.Empty()
 
-    async def Exec(self, request: pb.ExecProcessRequest) -> Empty:
+    async def Exec(self, request: pb.ExecProcessRequest) -> pb.Empty:
         init = self._task(request.id)
         validate(request.exec_id, "exec")
         if init.status is Status.STOPPED or init.has_ended:
             raise FailedPrecondition(f"cannot exec in task {request.id!r}: it is stopped")
         try:
-            spec = json.loads(request.spec.value)
+            spec = json.loads(request.spec.value if request.spec is not None else b"")
         except ValueError:
             spec = None
         if not isinstance(spec, dict):
@@ -180,8 +161,8 @@ class TaskService:
         )
         if init.execs.setdefault(process.id, process) is not process:
             raise AlreadyExists(f"exec {process.id!r} of task {init.id!r}")
-        self._publisher.publish(events.TaskExecAdded(container_id=init.id, exec_id=process.id))
-        return Empty()
+        self._publisher.publish(pb.TaskExecAdded(container_id=init.id, exec_id=process.id))
+        return pb.Empty()
 
     async def Delete(self, request: pb.DeleteRequest) -> pb.DeleteResponse:
         init, process = self._task(request.id), self._process(request)
@@ -192,52 +173,56 @@ class TaskService:
             del init.execs[request.exec_id]
             return response
         del self._tasks[init.id]
-        event = events.TaskDelete(container_id=init.id, pid=init.pid, exit_status=response.exit_status)
-        event.exited_at.CopyFrom(response.exited_at)
-        self._publisher.publish(event)
+        self._publisher.publish(
+            pb.TaskDelete(
+                container_id=init.id,
+                pid=init.pid,
+                exit_status=response.exit_status,
+                exited_at=response.exited_at,
+            )
+        )
         return response
 
     async def Pids(self, request: pb.PidsRequest) -> pb.PidsResponse:
         init = self._task(request.id)
-        response = pb.PidsResponse()
         if init.status is Status.STOPPED:
-            return response
+            return pb.PidsResponse()
         exec_ids = {process.pid: process.id for process in init.execs.values() if process.status is Status.RUNNING}
+        processes = []
         for pid in await init.runc.ps(init.id):
-            entry = response.processes.add(pid=pid)
+            entry = pb.ProcessInfo(pid=pid)
             if pid in exec_ids:
-                details = runc_pb.ProcessDetails(exec_id=exec_ids[pid])
-                entry.info.type_url = details.DESCRIPTOR.full_name
-                entry.info.value = details.SerializeToString()
-        return response
+                entry.info = pb.Any.of(pb.ProcessDetails(exec_id=exec_ids[pid]))
+            processes.append(entry)
+        return pb.PidsResponse(processes=processes)
 
-    async def Pause(self, request: pb.PauseRequest) -> Empty:
+    async def Pause(self, request: pb.PauseRequest) -> pb.Empty:
         await self._task(request.id).pause()
-        return Empty()
+        return pb.Empty()
 
-    async def Resume(self, request: pb.ResumeRequest) -> Empty:
+    async def Resume(self, request: pb.ResumeRequest) -> pb.Empty:
         await self._task(request.id).resume()
-        return Empty()
+        return pb.Empty()
 
-    async def ResizePty(self, request: pb.ResizePtyRequest) -> Empty:
+    async def ResizePty(self, request: pb.ResizePtyRequest) -> pb.Empty:
         self._process(request).resize(request.width, request.height)
-        return Empty()
+        return pb.Empty()
 
-    async def CloseIO(self, request: pb.CloseIORequest) -> Empty:
+    async def CloseIO(self, request: pb.CloseIORequest) -> pb.Empty:
         process = self._process(request)
         if request.stdin:
             process.close_stdin()
-        return Empty()
+        return pb.Empty()
 
     async def Connect(self, request: pb.ConnectRequest) -> pb.ConnectResponse:
         self._publisher.wake()  # who calls is a daemon, and it may have been away
         init = self._tasks.get(request.id)
         return pb.ConnectResponse(shim_pid=os.getpid(), task_pid=init.pid if init else 0)
 
-    async def Shutdown(self, request: pb.ShutdownRequest) -> Empty:
+    async def Shutdown(self, request: pb.ShutdownRequest) -> pb.Empty:
         if not self._tasks:
             self.shutdown.set()
-        return Empty()
+        return pb.Empty()
 
     def _task(self, id: str) -> Init:
         init = self._tasks.get(id)
@@ -256,32 +241,7 @@ class TaskService:
         return process
 
 
-async def _call(handler: _Handler, request: Any, metadata: Mapping[str, str]) -> Message:
-    return await handler(request)
-
-
-_changes: set[asyncio.Task[Message]] = set()  # the loop itself holds tasks weakly
-
-
-async def _call_to_the_end(handler: _Handler, request: Any, metadata: Mapping[str, str]) -> Message:
-    """Call *handler* so that a caller that leaves, or whose time is over, does not stop it half-way."""
-
-    async def run() -> Message:
-        return await handler(request)
-
-    change = asyncio.create_task(run())
-    _changes.add(change)
-    change.add_done_callback(_finished)
-    return await asyncio.shield(change)
-
-
-def _finished(change: asyncio.Task[Message]) -> None:
-    _changes.discard(change)
-    if not change.cancelled():
-        change.exception()  # seen, also if there is no caller any more to hear it
-
-
 def _fill_exit(response: pb.StateResponse | pb.WaitResponse | pb.DeleteResponse, process: Process) -> None:
     if process.exit is not None:
         response.exit_status = process.exit.status
-        response.exited_at.FromNanoseconds(process.exit.at)
+        response.exited_at = pb.Timestamp.of(process.exit.at)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import threading
 
 from runtimed.linux.fstab import Options
 from runtimed.linux.mount import (
@@ -83,6 +82,8 @@ def mount_relative(source: str, fd: int, options: Options) -> None:
             mount(source, f"/proc/self/fd/{fd}", "overlay", options.flags, data)
         except BaseException as exc:
             failures.append(exc)
+
+    import threading  # here: a process that has it loaded is larger and forks slowly, which shims feel
 
     # A working directory is the whole process's, except in a thread that has left it.
     thread = threading.Thread(target=run, name="mount")

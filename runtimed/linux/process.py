@@ -1,6 +1,5 @@
 """What a process can say about itself and its descriptors: prctl(2), /proc/self."""
 
-import ctypes
 import os
 from collections.abc import Collection
 from contextlib import suppress
@@ -8,7 +7,6 @@ from pathlib import Path
 
 from runtimed.linux.prctl import prctl
 
-PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 
 _MAX_NAME = 15  # bytes, TASK_COMM_LEN without its NUL
@@ -21,9 +19,13 @@ def set_child_subreaper() -> None:
 
 
 def set_name(name: str) -> None:
-    """Set the name that ps and top show, cut to 15 bytes (PR_SET_NAME)."""
-    buffer = ctypes.create_string_buffer(os.fsencode(name)[:_MAX_NAME])
-    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    """Set the name that ps and top show, cut to 15 bytes (proc_pid_comm(5)). Nothing where /proc is read-only."""
+    with suppress(OSError):
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, os.fsencode(name)[:_MAX_NAME])
+        finally:
+            os.close(fd)
 
 
 def raise_oom_score_adj(by: int) -> None:

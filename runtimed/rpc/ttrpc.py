@@ -1,24 +1,14 @@
-"""ttrpc: what daemon and shims speak to each other, client and server.
-
-A frame is a header of ten bytes, big endian, and a payload::
-
-    u32 length of the payload   at most 4 MiB; a longer message is refused and skipped, the connection stays
-    u32 stream                  names a call; chosen by the client: odd and rising
-    u8  type                    1 request, 2 response, 3 data (of a stream; not used by unary calls)
-    u8  flags                   0 in unary calls
+"""ttrpc on asyncio: what the daemon and shims speak to each other, client and server. Frames: runtimed.rpc.frames.
 
 The payloads are ``ttrpc.Request`` and ``ttrpc.Response``. Calls share a connection and are answered in any order. The
 deadline of a call travels with it, its cancellation does not. Only unary calls are spoken here.
-
-Every shim imports this module, so it stays small and needs no grpc.
 """
 
 import asyncio
 import logging
 import os
 import socket
-import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -38,15 +28,12 @@ from runtimed.errors import (
     from_code,
     from_os_error,
 )
+from runtimed.rpc import frames
+from runtimed.rpc.frames import MAX_MESSAGE, Frame
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE = 4 << 20  # bytes of payload
-
-_HEADER = struct.Struct(">IIBB")
-_CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
-_REQUEST, _RESPONSE = 1, 2
-_SKIP_SIZE = 64 << 10  # bytes read at once of a message that is too long
+_READ_SIZE = 64 << 10  # bytes
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -62,14 +49,6 @@ class Method:
 
 
 Service = Mapping[str, Method]  # by method name
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    stream: int
-    type: int
-    length: int
-    payload: bytes | None  # None: it was too long and has been skipped
 
 
 class Client:
@@ -128,7 +107,7 @@ class Client:
             call.metadata.add(key=key, value=value)
         payload = call.SerializeToString()
         if len(payload) > MAX_MESSAGE:
-            raise ResourceExhausted(_too_long(len(payload)))
+            raise ResourceExhausted(frames.too_long(len(payload)))
 
         self._stream += 2
         stream = self._stream
@@ -136,7 +115,7 @@ class Client:
         self._pending[stream] = answer
         try:
             async with asyncio.timeout(timeout_s):
-                self._writer.write(_HEADER.pack(len(payload), stream, _REQUEST, 0) + payload)
+                self._writer.write(frames.packed(stream, frames.REQUEST, payload))
                 with suppress(ConnectionError):  # the reader notices as well and fails the answer
                     await self._writer.drain()
                 response = await answer
@@ -160,12 +139,11 @@ class Client:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
-            while True:
-                frame = await _read_frame(reader)
+            async for frame in _frames(reader):
                 answer = self._pending.get(frame.stream)
-                if frame.type == _RESPONSE and answer is not None and not answer.done():
+                if frame.type == frames.RESPONSE and answer is not None and not answer.done():
                     _settle(answer, frame)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except ConnectionError:
             pass  # the peer has closed or died
         finally:
             self._writer.close()
@@ -175,9 +153,9 @@ class Client:
             self.closed.set_result(None)
 
 
-def _settle(answer: asyncio.Future[pb.Response], frame: _Frame) -> None:
+def _settle(answer: asyncio.Future[pb.Response], frame: Frame) -> None:
     if frame.payload is None:
-        answer.set_exception(ResourceExhausted(_too_long(frame.length)))
+        answer.set_exception(ResourceExhausted(frames.too_long(frame.length)))
         return
     try:
         answer.set_result(pb.Response.FromString(frame.payload))
@@ -223,18 +201,17 @@ class Server:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         calls: set[asyncio.Task[None]] = set()
         try:
-            _check_peer(writer.get_extra_info("socket"))
+            frames.check_peer(writer.get_extra_info("socket"))
             last_stream = 0
-            while True:
-                frame = await _read_frame(reader)
-                if frame.type != _REQUEST:
+            async for frame in _frames(reader):
+                if frame.type != frames.REQUEST:
                     continue  # data of a stream that we refused
-                refusal = _refusal(frame, last_stream)
+                refusal = frames.refusal(frame, last_stream)
                 last_stream = max(last_stream, frame.stream)
                 call = asyncio.create_task(self._answer(frame, refusal, writer))
                 calls.add(call)
                 call.add_done_callback(calls.discard)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except ConnectionError:
             pass  # the client has closed or died
         except PermissionDenied as exc:
             log.warning("%s", exc)
@@ -243,14 +220,14 @@ class Server:
                 call.cancel()
             writer.close()
 
-    async def _answer(self, frame: _Frame, refusal: RuntimedError | None, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, frame: Frame, refusal: RuntimedError | None, writer: asyncio.StreamWriter) -> None:
         response = pb.Response()
         try:
             if refusal is not None or frame.payload is None:
-                raise refusal or ResourceExhausted(_too_long(frame.length))
+                raise refusal or ResourceExhausted(frames.too_long(frame.length))
             response.payload = (await self._call(frame.payload)).SerializeToString()
             if response.ByteSize() > MAX_MESSAGE:
-                raise ResourceExhausted(_too_long(response.ByteSize()))
+                raise ResourceExhausted(frames.too_long(response.ByteSize()))
         except RuntimedError as exc:
             response = _error(exc.code, str(exc))
         except Exception as exc:
@@ -258,7 +235,7 @@ class Server:
             response = _error(RuntimedError.code, f"{type(exc).__name__}: {exc}")
         payload = response.SerializeToString()
         with suppress(ConnectionError):  # a client that has gone needs no answer
-            writer.write(_HEADER.pack(len(payload), frame.stream, _RESPONSE, 0) + payload)
+            writer.write(frames.packed(frame.stream, frames.RESPONSE, payload))
             await writer.drain()
 
     async def _call(self, payload: bytes) -> Message:
@@ -290,34 +267,12 @@ class Server:
             raise
 
 
-def _refusal(frame: _Frame, last_stream: int) -> RuntimedError | None:
-    """Return what is wrong with the stream ID of a request, if anything."""
-    if frame.stream % 2 == 0:
-        return InvalidArgument(f"stream ID {frame.stream} of a client must be odd")
-    if frame.stream <= last_stream:
-        return InvalidArgument(f"stream ID {frame.stream} must be above {last_stream}, the last one")
-    return None
-
-
-async def _read_frame(reader: asyncio.StreamReader) -> _Frame:
-    """Return the next frame. Raises IncompleteReadError at the end of the connection, wherever it comes."""
-    length, stream, type, _ = _HEADER.unpack(await reader.readexactly(_HEADER.size))
-    if length <= MAX_MESSAGE:
-        return _Frame(stream, type, length, await reader.readexactly(length))
-    left = length
-    while left:
-        left -= len(await reader.readexactly(min(left, _SKIP_SIZE)))
-    return _Frame(stream, type, length, None)
-
-
-def _check_peer(sock: socket.socket) -> None:
-    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    if uid != os.geteuid():
-        raise PermissionDenied(f"a peer with user ID {uid} was turned away; only {os.geteuid()} may connect")
-
-
-def _too_long(length: int) -> str:
-    return f"message of {length} bytes exceeds the maximum of {MAX_MESSAGE}"
+async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[Frame]:
+    """Return the frames of a connection until its end, wherever that comes."""
+    splitter = frames.Splitter()
+    while data := await reader.read(_READ_SIZE):
+        for frame in splitter.feed(data):
+            yield frame
 
 
 def _error(code: int, message: str) -> pb.Response:

@@ -21,6 +21,7 @@ from runtimed.errors import (
     Unimplemented,
 )
 from runtimed.rpc import ttrpc
+from runtimed.rpc.frames import MAX_MESSAGE
 
 ECHO = "test.Echo"
 
@@ -63,7 +64,7 @@ class Handlers:
         return StringValue(value=metadata.get("ns", ""))
 
     async def grow(self, request, metadata):
-        return BytesValue(value=bytes(ttrpc.MAX_MESSAGE))
+        return BytesValue(value=bytes(MAX_MESSAGE))
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ async def test_the_server_keeps_the_deadline_for_a_client_that_does_not(raw):
 
 async def test_a_request_that_is_too_long_is_refused_before_it_is_sent(client):
     with pytest.raises(ResourceExhausted, match="exceeds the maximum"):
-        await say(client, "x" * ttrpc.MAX_MESSAGE)
+        await say(client, "x" * MAX_MESSAGE)
     assert await say(client) == "hello"
 
 
@@ -227,7 +228,7 @@ def saying(text):
 
 
 async def test_a_message_that_is_too_long_is_answered_and_the_connection_stays(raw):
-    await raw.send(1, bytes(ttrpc.MAX_MESSAGE + 1))
+    await raw.send(1, bytes(MAX_MESSAGE + 1))
     answer = await raw.receive()
     assert (raw.stream, answer.status.code) == (1, ResourceExhausted.code)
     await raw.send(3, saying("still here"))

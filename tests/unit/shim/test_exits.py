@@ -1,17 +1,18 @@
 """Children of the test's own."""
 
-import asyncio
 import os
 import signal
 
 import pytest
 
 from runtimed.errors import InvalidArgument, NotFound
+from shim import loop
 from shim.exits import Children
+from tests.unit.shim.loops import on_loop
 
 
 @pytest.fixture
-async def children():
+def children():
     return Children()
 
 
@@ -37,7 +38,7 @@ def is_reaped(pid):
 
 
 async def end_of(child):
-    async with asyncio.timeout(10):
+    with loop.timeout(10):
         return await child.exited
 
 
@@ -46,15 +47,18 @@ def shell(children, null, script):
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill $$", 143)])
+@on_loop
 async def test_the_status_is_the_code_or_128_and_the_signal(children, null, script, status):
     assert (await end_of(shell(children, null, script))).status == status
 
 
+@on_loop
 async def test_a_child_that_ended_before_it_was_adopted_is_not_missed(children):
     pid = zombie()
     assert (await end_of(children.adopt(pid))).status == 0
 
 
+@on_loop
 async def test_a_signal_reaches_a_child_until_it_has_ended(children, null):
     child = shell(children, null, "exec sleep 60")
     child.send_signal(0)
@@ -66,11 +70,13 @@ async def test_a_signal_reaches_a_child_until_it_has_ended(children, null):
         child.send_signal(signal.SIGTERM)
 
 
+@on_loop
 async def test_a_program_that_is_not_there_is_an_oserror(children, null):
     with pytest.raises(FileNotFoundError):
         children.spawn(["/no/such"], {}, (null, null, null))
 
 
+@on_loop
 async def test_a_descriptor_that_is_not_named_is_not_passed_on(children, null):
     read, write = os.pipe()
     leaked = os.open(os.devnull, os.O_RDONLY)
@@ -83,6 +89,7 @@ async def test_a_descriptor_that_is_not_named_is_not_passed_on(children, null):
     os.close(leaked)
 
 
+@on_loop
 async def test_ignored_signals_are_not_passed_on(children, null):
     read, write = os.pipe()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -96,16 +103,14 @@ async def test_ignored_signals_are_not_passed_on(children, null):
     os.close(read)
 
 
+@on_loop
 async def test_children_that_nobody_adopts_are_reaped_unless_they_are_expected(children):
     children.reap_orphans()
-    loop = asyncio.get_running_loop()
-    try:
-        with children.expecting():
-            pid, orphan = zombie(), zombie()
-            signal.raise_signal(signal.SIGCHLD)
-            await asyncio.sleep(0)
-            child = children.adopt(pid)
-        assert (await end_of(child)).status == 0
-        assert is_reaped(orphan)
-    finally:
-        loop.remove_signal_handler(signal.SIGCHLD)
+    children.expect()
+    pid, orphan = zombie(), zombie()
+    signal.raise_signal(signal.SIGCHLD)
+    await loop.sleep(0)
+    child = children.adopt(pid)
+    children.expect_no_more()
+    assert (await end_of(child)).status == 0
+    assert is_reaped(orphan)

@@ -1,13 +1,15 @@
 """Pumps between pipes; the test has the other ends."""
 
-import asyncio
 import contextlib
 import os
 import select
+import threading
 
 import pytest
 
+from shim import loop
 from shim.pump import Pump
+from tests.unit.shim.loops import on_loop
 
 
 @pytest.fixture
@@ -27,14 +29,15 @@ def pipes():
 
 
 async def pumped(source, target, *, splice):
-    done = asyncio.Event()
+    done = loop.Event()
     pump = Pump(source, target, done.set, splice=splice)
-    async with asyncio.timeout(10):
+    with loop.timeout(10):
         await done.wait()
     assert pump.ended.is_set()
 
 
 @pytest.mark.parametrize("splice", [True, False])
+@on_loop
 async def test_a_pump_moves_all_and_ends_with_its_source(pipes, splice):
     source, fill = pipes()
     drain, target = pipes()
@@ -45,6 +48,7 @@ async def test_a_pump_moves_all_and_ends_with_its_source(pipes, splice):
 
 
 @pytest.mark.parametrize("splice", [True, False])
+@on_loop
 async def test_a_pump_waits_for_a_target_that_is_full_and_loses_nothing(pipes, splice):
     source, fill = pipes()
     drain, target = pipes()
@@ -57,32 +61,37 @@ async def test_a_pump_waits_for_a_target_that_is_full_and_loses_nothing(pipes, s
         with os.fdopen(fill, "wb") as file:
             file.write(data)
 
-    def read():
+    read = []
+
+    def read_all():
         with os.fdopen(drain, "rb") as file:
-            return file.read()
+            read.append(file.read())
 
     # More than two pipes hold: the writer is not done before the reader begins, and that is long after the pump began.
-    writing = asyncio.create_task(asyncio.to_thread(write))
-    done = asyncio.Event()
-    pump = Pump(source, target, done.set, splice=splice)
+    writing = threading.Thread(target=write)
+    writing.start()
+    pump = Pump(source, target, lambda: None, splice=splice)
     await filled(target)
-    assert not writing.done()
-    reading = asyncio.create_task(asyncio.to_thread(read))
-    async with asyncio.timeout(10):
+    assert writing.is_alive()
+    reading = threading.Thread(target=read_all)
+    reading.start()
+    with loop.timeout(10):
         await pump.ended.wait()
     os.close(target)
-    await writing
-    assert await reading == data
+    writing.join()
+    reading.join()
+    assert read == [data]
 
 
 async def filled(fd):
     """Wait until a pipe takes no more."""
-    async with asyncio.timeout(10):
+    with loop.timeout(10):
         while select.select([], [fd], [], 0)[1]:
-            await asyncio.to_thread(os.sched_yield)
+            await loop.sleep(0)
 
 
 @pytest.mark.parametrize("splice", [True, False])
+@on_loop
 async def test_a_pump_ends_when_nobody_reads_its_target(pipes, splice):
     source, fill = pipes()
     drain, target = pipes()
@@ -91,6 +100,7 @@ async def test_a_pump_ends_when_nobody_reads_its_target(pipes, splice):
     await pumped(source, target, splice=splice)
 
 
+@on_loop
 async def test_a_pump_without_a_target_drops(pipes):
     source, fill = pipes()
     os.write(fill, b"hello")
@@ -98,6 +108,7 @@ async def test_a_pump_without_a_target_drops(pipes):
     await pumped(source, -1, splice=False)
 
 
+@on_loop
 async def test_a_target_that_fails_loses_output_and_holds_nobody_up(pipes):
     source, fill = pipes()
     full = os.open("/dev/full", os.O_WRONLY)
@@ -107,11 +118,11 @@ async def test_a_target_that_fails_loses_output_and_holds_nobody_up(pipes):
     os.close(full)
 
 
+@on_loop
 async def test_stopping_twice_does_not_touch_a_descriptor_that_has_its_number_by_now(pipes):
     source, _ = pipes()
     pump = Pump(source, -1, lambda: None)
     pump.stop()
-    called = asyncio.Event()
-    asyncio.get_running_loop().add_reader(source, called.set)
+    loop.add_reader(source, lambda: None)
     pump.stop()
-    assert asyncio.get_running_loop().remove_reader(source)  # it was still there
+    assert loop.remove_reader(source)  # it was still there

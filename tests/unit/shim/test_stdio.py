@@ -9,6 +9,7 @@ import pytest
 
 from runtimed.errors import InvalidArgument, RuntimedError
 from shim.stdio import Output, Paths, Pipes, path_of
+from tests.unit.shim.loops import on_loop
 
 
 def fifo(path):
@@ -60,6 +61,7 @@ def open_fds():
     return sorted(Path("/proc/self/fd").iterdir())
 
 
+@on_loop
 async def test_a_stream_that_fails_closes_those_before_it(tmp_path):
     before = open_fds()
     with pytest.raises(InvalidArgument):

@@ -1,11 +1,19 @@
-"""The cgroup that the shim itself is to run in."""
+"""The cgroup that the shim itself is to run in, and those that a runtime which was killed has left."""
 
+import errno
+import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from runtimed.errors import FailedPrecondition, InvalidArgument
 
 _ROOT = Path("/sys/fs/cgroup")
+
+# How often, and how far apart, a cgroup is tried again whose last process is about to end.
+_BUSY_TRIES = 50
+_BUSY_WAIT_S = 0.02
 
 
 def join(path: str, root: Path = _ROOT) -> None:
@@ -18,13 +26,48 @@ def join(path: str, root: Path = _ROOT) -> None:
     parts = Path(path).parts
     if not path.startswith("/") or ".." in parts:
         raise InvalidArgument(f"shim cgroup {path!r} must be an absolute path without '..'")
-    unified = (root / "cgroup.controllers").exists()  # cgroup v2; else a directory for each controller
-    hierarchies = [root] if unified else sorted(entry for entry in root.iterdir() if not entry.is_symlink())
     found = False
-    for hierarchy in hierarchies:
+    for hierarchy in _hierarchies(root):
         procs = hierarchy.joinpath(*parts[1:], "cgroup.procs")
         if procs.exists():
             procs.write_text(str(os.getpid()))
             found = True
     if not found:
         raise FailedPrecondition(f"shim cgroup {path!r}: create it before the task")
+
+
+def remove_left(bundle: str, root: Path = _ROOT) -> None:
+    """Remove the cgroup of a container whose creation was cut short: the runtime has no state of it and cannot.
+
+    Only what is younger than the bundle's ``options.json``, which is written before the runtime is called, and has no
+    process in it. What is named to systemd is left to systemd.
+    """
+    try:
+        linux = json.loads(Path(bundle, "config.json").read_bytes()).get("linux") or {}
+        path, since = linux.get("cgroupsPath") or "", Path(bundle, "options.json").stat().st_mtime_ns
+    except (OSError, ValueError, AttributeError):
+        return
+    if not isinstance(path, str) or not path.startswith("/") or ".." in Path(path).parts:
+        return
+    for hierarchy in _hierarchies(root):
+        _remove(hierarchy.joinpath(*Path(path).parts[1:]), since)
+
+
+def _remove(cgroup: Path, since: int) -> None:
+    """Remove a cgroup that is not older than *since*, in nanoseconds since the epoch."""
+    for _ in range(_BUSY_TRIES):
+        try:
+            if cgroup.stat().st_ctime_ns >= since:
+                cgroup.rmdir()
+            return
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                return
+        time.sleep(_BUSY_WAIT_S)
+
+
+def _hierarchies(root: Path) -> Iterator[Path]:
+    if (root / "cgroup.controllers").exists():  # cgroup v2
+        yield root
+    else:  # a directory for each controller, or several
+        yield from sorted(entry for entry in root.iterdir() if not entry.is_symlink())

@@ -20,6 +20,12 @@ are one packet each, one JSON object each, one after the other::
 The nursery binds the socket (mode 0600) and listens before it forks, so the daemon may connect as soon as it has the
 answer. A socket file that nobody listens on is replaced; one that somebody listens on is an error.
 
+A shim serves any number of containers, so those of a pod need one only. The nursery knows nothing of groups; who asks
+it does: the group is the annotation ``io.containerd.runc.v2.group`` of the container's spec, or else
+``io.kubernetes.cri.sandbox-id``. Where there is a shim of that group (in that namespace), its socket is asked for
+Create instead of this process for a shim. ``Shutdown`` ends a shim only when it has no task left, so that it may follow
+each Delete; until a Create that joins has been answered, the shim may still end with the last task that it had before.
+
 The shim is in a session of its own and outlives both the nursery and the daemon. The nursery ends when the other end of
 its socket is closed. Shims that end leave no zombies here.
 """
@@ -49,7 +55,7 @@ from shim.task import TaskService
 _TASK = "containerd.task.v3.Task"
 _MAX_PACKET = 64 << 10  # bytes of a request
 
-_REHEARSALS = 12  # the interpreter specialises a function after eight calls
+_REHEARSALS = 9  # the interpreter specialises a function after eight calls
 
 _scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]  # what json.loads is in the end
 
@@ -102,9 +108,14 @@ def _rehearse(times: int) -> set[CodeType]:
     if times == 1:
         sys.setprofile(lambda frame, event, argument: run.add(frame.f_code))
     try:
+        for name in ("in", "out"):
+            os.mkfifo(f"{directory}/{name}", 0o600)
         loop.run(_rehearse_in(directory, times))
+    except Exception:
+        traceback.print_exc()  # shims will be somewhat larger
     finally:
         sys.setprofile(None)
+        process.set_child_subreaper(False)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         for name in os.listdir(directory):  # noqa: PTH208
             os.unlink(f"{directory}/{name}")  # noqa: PTH108
@@ -147,7 +158,10 @@ async def _rehearse_life(settings: server.Settings, sock: _socket.socket) -> Non
     # What the runtime would leave: a process that is a child of the shim's by then.
     pid = os.posix_spawnp("sleep", ["sleep", "60"], {})  # noqa: ASYNC221 - returns at once
     files.write(f"{bundle}/init.pid", str(pid).encode())
-    await call("Create", pb.CreateTaskRequest(id="r", bundle=bundle, options=options), pb.CreateTaskResponse)
+    create = pb.CreateTaskRequest(
+        id="r", bundle=bundle, stdin=f"{bundle}/in", stdout=f"{bundle}/out", stderr=f"{bundle}/out", options=options
+    )
+    await call("Create", create, pb.CreateTaskResponse)
     await call("Connect", pb.ConnectRequest(id="r"), pb.ConnectResponse)
     await call("Start", pb.StartRequest(id="r"), pb.StartResponse)
     await call("State", pb.StateRequest(id="r"), pb.StateResponse)

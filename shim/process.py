@@ -1,5 +1,6 @@
 """The first process of a container, and what it has in common with further ones."""
 
+import errno
 import os
 import signal
 from abc import ABC, abstractmethod
@@ -11,8 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from runtimed.errors import FailedPrecondition, Internal, NotFound, RuntimedError
+from runtimed.linux.mount import UMOUNT_NOFOLLOW, umount2
 from runtimed.mounts import Mount, mount_all, unmount_all
-from shim import files, log, loop
+from shim import cgroup, files, log, loop
 from shim import messages as pb
 from shim.console import ConsoleSocket, Terminal
 from shim.exits import Child, Children, Exit
@@ -211,6 +213,7 @@ class Init(Process):
         self.execs: dict[str, Exec] = {}
         self._rootfs = f"{bundle}/rootfs"
         self._owns_pids = True
+        self._is_flat = False  # nothing is mounted below the rootfs
 
     async def create(self, mounts: Sequence[pb.Mount]) -> None:
         """Mount the rootfs and create the container. When it fails nothing of it is left.
@@ -227,6 +230,7 @@ class Init(Process):
             return self.runc.create(self.id, stdio, pid_file=pid_file, console_socket=console_socket)
 
         try:
+            self._is_flat = not any(mount.target for mount in mounts)
             await forked(self._children, _prepare, options, mounts, self.bundle)
             await self._launch(launch, self.bundle, "init", options.io_uid, options.io_gid)
         except BaseException:
@@ -239,11 +243,12 @@ class Init(Process):
         try:
             if delete:
                 await self.runc.delete(self.id, force=True)
+                await forked(self._children, cgroup.remove_left, self.bundle)
         except RuntimedError as exc:
             log.error(f"{self.what} could not be created, and what there is of it not deleted: {exc}")
         finally:
             if unmount:
-                await forked(self._children, _unmount, self._rootfs)
+                await self._unmount()
 
     async def start(self) -> None:
         """Run the container's program."""
@@ -291,8 +296,12 @@ class Init(Process):
             for process in self.execs.values():
                 await process.close()
             await self._close_streams()
-            await forked(self._children, _unmount, self._rootfs)
+            await self._unmount()
             self.status = Status.DELETED
+
+    async def _unmount(self) -> None:
+        if not (self._is_flat and _is_unmounted(self._rootfs)):
+            await forked(self._children, _unmount, self._rootfs)
 
     async def _before_exit(self) -> None:
         if not self._owns_pids:
@@ -311,6 +320,15 @@ class Init(Process):
 def _prepare(options: Options, mounts: Sequence[pb.Mount], bundle: str) -> None:
     options.write(bundle)
     mount_all([Mount(m.type, m.source, m.target, tuple(m.options)) for m in mounts], Path(bundle, "rootfs"))
+
+
+def _is_unmounted(path: str) -> bool:
+    """Take what is mounted on *path* off it and return whether all is; one that is busy is left to others."""
+    try:
+        while True:
+            umount2(path, UMOUNT_NOFOLLOW)
+    except OSError as exc:
+        return exc.errno == errno.EINVAL
 
 
 def _unmount(rootfs: str) -> None:

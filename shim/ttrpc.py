@@ -298,6 +298,10 @@ class _Peer:
                 raise ResourceExhausted(frames.too_long(len(payload)))
         except RuntimedError as exc:
             payload = _error(exc.code, str(exc))
+        except OSError as exc:  # no descriptors left, say
+            log.exception("a call failed", exc)
+            error = from_os_error(exc, "shim")
+            payload = _error(error.code, str(error))
         except Exception as exc:
             log.exception("a call failed", exc)
             payload = _error(RuntimedError.code, f"{type(exc).__name__}: {exc}")

@@ -13,9 +13,9 @@ _MAX_NAME = 15  # bytes, TASK_COMM_LEN without its NUL
 _MAX_OOM_SCORE_ADJ = 1000
 
 
-def set_child_subreaper() -> None:
-    """Become the parent of descendants whose own parent ends, in init's place (PR_SET_CHILD_SUBREAPER)."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+def set_child_subreaper(on: bool = True) -> None:
+    """Become the parent of descendants whose own parent ends, in init's place (PR_SET_CHILD_SUBREAPER), or stop it."""
+    prctl(PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def set_name(name: str) -> None:

@@ -18,6 +18,7 @@ from runtimed.mounts import Mount
 from runtimed.tasks.client import Status, Stdio
 from runtimed.tasks.manager import NewTask
 from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone, short_home
+from tests.processes import children
 
 pytestmark = pytest.mark.root
 
@@ -189,10 +190,9 @@ async def test_many_tasks_at_once_each_get_their_own_shim(daemon, spec):
 
 def nursery_pid() -> int:
     """Return the pid of the warm parent, a child of this process."""
-    for children in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if b"shim.nursery" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return int(pid)
+    for pid in children():
+        if b"shim.nursery" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
     raise AssertionError("there is no warm parent")
 
 

@@ -16,6 +16,7 @@ from runtimed.errors import InvalidArgument, NotFound, ResourceExhausted, Unavai
 from runtimed.mounts import Mount, mounts_below
 from runtimed.oci import digest
 from runtimed.workers.pool import Fetch, Pool
+from tests import processes
 from tests.images import tars
 
 pytestmark = pytest.mark.root
@@ -35,8 +36,7 @@ async def pool(tmp_path):
 
 def children(parent: int | str = "self") -> list[int]:
     """Return the worker processes among the children of a process, zombies too (which have no command line)."""
-    tasks = Path(f"/proc/{parent}/task").iterdir()
-    found = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    found = processes.children(parent)
     return [pid for pid in found if b"runtimed.workers" in (command := command_line(pid)) or not command]
 
 
@@ -184,12 +184,14 @@ async def test_closing_ends_running_jobs(tmp_path, snapshot, endless):
 
 
 async def test_idle_processes_end(tmp_path, snapshot, blob):
-    pool = Pool(1, idle_s=0.01)
+    pool = Pool(1, idle_s=0.01, mountpoint=tmp_path / "mountpoint")
     await pool.start()
-    await pool.apply(blob, f"{OCI}+gzip", bind(snapshot))
-    await until(lambda: not children())
-    await pool.apply(blob, f"{OCI}+gzip", bind(snapshot))
-    await pool.close()
+    try:
+        await pool.apply(blob, f"{OCI}+gzip", bind(snapshot))
+        await until(lambda: not children())
+        await pool.apply(blob, f"{OCI}+gzip", bind(snapshot))
+    finally:
+        await pool.close()
 
 
 async def test_a_process_has_no_more_than_it_needs(pool, snapshot, blob, monkeypatch):

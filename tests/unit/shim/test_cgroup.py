@@ -1,5 +1,6 @@
 """Joining a cgroup, in a tree that looks like the kernel's."""
 
+import json
 import os
 
 import pytest
@@ -36,3 +37,38 @@ def test_one_that_is_not_there_is_named_with_the_remedy(tmp_path):
 def test_a_path_that_leaves_the_tree_is_refused(tmp_path, path):
     with pytest.raises(InvalidArgument):
         cgroup.join(path, tmp_path)
+
+
+def bundle_of(path, cgroup):
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"linux": {"cgroupsPath": cgroup}}))
+    (path / "options.json").write_text("{}")
+    return str(path)
+
+
+def test_the_cgroup_of_a_container_that_was_not_made_is_removed(tmp_path):
+    root = tmp_path / "cgroups"
+    (root / "cpu").mkdir(parents=True)
+    bundle = bundle_of(tmp_path / "b", "/pods/c1")
+    os.utime(f"{bundle}/options.json", ns=(0, 0))
+    (root / "memory" / "pods" / "c1").mkdir(parents=True)
+    cgroup.remove_left(bundle, root)
+    assert sorted(path.name for path in root.rglob("*")) == ["cpu", "memory", "pods"]
+
+
+def test_a_cgroup_that_was_there_before_stays(tmp_path):
+    root = tmp_path / "cgroups"
+    (root / "memory" / "pods" / "c1").mkdir(parents=True)
+    bundle = bundle_of(tmp_path / "b", "/pods/c1")
+    os.utime(f"{bundle}/options.json", ns=(0, (root / "memory" / "pods" / "c1").stat().st_ctime_ns + 1))
+    cgroup.remove_left(bundle, root)
+    assert (root / "memory" / "pods" / "c1").exists()
+
+
+@pytest.mark.parametrize("path", ["", "system.slice:runc:c1", "relative", "/a/../..", 5])
+def test_a_cgroup_that_is_named_otherwise_is_left_alone(tmp_path, path):
+    root = tmp_path / "cgroups"
+    bundle = bundle_of(tmp_path / "b", path)
+    (root / "memory").mkdir(parents=True)
+    cgroup.remove_left(bundle, root)
+    assert (root / "memory").exists()

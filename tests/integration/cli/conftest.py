@@ -37,7 +37,7 @@ class Rctl:
         ]  # fmt: skip
 
     def __call__(self, *args, input=b"", options=(), timeout=60):
-        argv = [*self.argv, *options, *args]
+        argv = [*self.argv, *options, *_in_own_cgroups(args)]
         return subprocess.run(argv, input=input, capture_output=True, timeout=timeout, cwd=REPO, check=False)
 
     def ok(self, *args, **kwargs):
@@ -50,7 +50,12 @@ class Rctl:
         return json.loads(self.ok(*args, options=("-o", "json")))
 
     def popen(self, *args, **kwargs):
-        return subprocess.Popen([*self.argv, *args], cwd=REPO, **kwargs)
+        return subprocess.Popen([*self.argv, *_in_own_cgroups(args)], cwd=REPO, **kwargs)
+
+
+def _in_own_cgroups(args):
+    """Have a container's cgroup not below the default parent, which would stay."""
+    return (*args[:1], "--cgroup-parent", f"/{NAMESPACE}", *args[1:]) if args[0] == "run" else args
 
 
 class Daemon:
@@ -127,7 +132,7 @@ def _running(daemon):
         daemon.stop()
         for hierarchy in [*Path("/sys/fs/cgroup").iterdir(), Path("/sys/fs/cgroup")]:
             with suppress(FileNotFoundError, NotADirectoryError):
-                (hierarchy / "runtimed" / NAMESPACE).rmdir()
+                (hierarchy / NAMESPACE).rmdir()
 
 
 @pytest.fixture(scope="session")

@@ -17,3 +17,11 @@ def children(pid: int | str = "self") -> list[int]:
 def descendants(pid: int | str = "self") -> list[int]:
     """Return the children of a process and theirs, and so on, a parent before its children."""
     return [process for child in children(pid) for process in (child, *descendants(child))]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process is there and no zombie that awaits its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False

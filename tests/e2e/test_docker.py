@@ -1,0 +1,276 @@
+"""Debian's dockerd with runtimed as its containerd: what people do with Docker, and what it asks of a daemon for it."""
+
+import json
+import os
+import signal
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon import PrivateDaemon, private_daemon
+from tests.dockerd import IMAGE, Dockerd, private_dockerd
+from tests.processes import is_alive
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+RECOVERS_WITHIN_S = 40.0  # how long Docker may need to be of use again after a restart of the daemon, at worst
+
+
+@pytest.fixture(scope="module")
+def docker(daemon: PrivateDaemon) -> Iterator[Dockerd]:
+    with private_dockerd(daemon, daemon.base / "docker") as running:
+        yield running
+
+
+@pytest.fixture
+def alone() -> Iterator[Dockerd]:
+    """A dockerd and a runtimed of the test's own, to be stopped, killed and started again."""
+    with private_daemon() as fresh, private_dockerd(fresh, fresh.base / "docker", "--live-restore") as running:
+        yield running
+
+
+def eventually(condition: Callable[[], object], limit_s: float = RECOVERS_WITHIN_S) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+
+
+def state(docker: Dockerd, container: str) -> dict[str, Any]:
+    [found] = json.loads(docker.out("inspect", container))
+    assert isinstance(found["State"], dict)
+    return {**found["State"], "RestartCount": found["RestartCount"]}
+
+
+def running(docker: Dockerd, *arguments: object) -> str:
+    """Start a container in the background and return its ID."""
+    return docker.out("run", "--detach", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "text"),
+    [
+        (["true"], 0, ""),
+        (["sh", "-c", "exit 7"], 7, ""),
+        (["nosuch"], 127, "executable file not found"),
+        (["/no/such"], 127, "no such file or directory"),
+        (["/etc"], 126, "permission denied"),
+        (["/etc/passwd"], 126, "permission denied"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_the_exit_status_of_run_is_the_programs_or_says_why_there_was_none(docker, command, status, text):
+    done = docker("run", "--rm", IMAGE, *command, check=False)
+    assert done.returncode == status
+    assert text in done.stderr
+    assert docker.out("ps", "--all", "--quiet") == ""
+
+
+def test_a_runtime_that_is_not_installed_is_named(docker):
+    done = docker("run", "--rm", "--runtime", "io.containerd.nosuch.v9", IMAGE, "true", check=False)
+    assert done.returncode == 125
+    assert "nosuch" in done.stderr
+
+
+def test_streams_are_kept_apart_and_stdin_reaches_its_end(docker):
+    done = docker("run", "--rm", "--interactive", IMAGE, "sh", "-c", "cat; echo problem >&2", input="given\n" * 50_000)
+    assert done.stdout == "given\n" * 50_000
+    assert done.stderr == "problem\n"
+
+
+def test_a_terminal_is_one(docker):
+    assert docker.out("run", "--rm", "--tty", IMAGE, "sh", "-c", "test -t 0 && test -t 1 && echo yes") == "yes"
+
+
+def test_a_terminal_takes_input_and_sizes_from_a_terminal(docker):
+    # A pseudoterminal for the client: it resizes the container's to the same.
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (31, 97))
+    script = "read line; for i in $(seq 100); do stty size | grep '31 97' && break; sleep 0.1; done; echo $line"
+    argv = docker.argv("run", "--rm", "--interactive", "--tty", IMAGE, "sh", "-c", script)
+    with subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as client:
+        os.close(slave)
+        os.write(master, b"word\n")
+        output = b""
+        while True:
+            try:
+                data = os.read(master, 4096)
+            except OSError:  # EIO: nobody has the other end any more
+                break
+            output += data
+    os.close(master)
+    assert client.returncode == 0
+    assert b"31 97" in output
+    assert output.rstrip().endswith(b"word")
+
+
+def test_exec_runs_in_the_container_and_tells_its_status(docker):
+    id = running(docker, "--hostname", "inside", IMAGE, "sleep", "300")
+    assert docker.out("exec", id, "hostname") == "inside"
+    script = "id -u; echo $A; pwd"
+    told = ("--user", "alice", "--env", "A=b", "--workdir", "/tmp")
+    assert docker.out("exec", *told, id, "sh", "-c", script) == "1000\nb\n/tmp"
+    assert docker("exec", "--interactive", id, "cat", input="through\n").stdout == "through\n"
+    assert docker("exec", id, "sh", "-c", "exit 9", check=False).returncode == 9
+    missing = docker("exec", id, "nosuch", check=False)
+    assert missing.returncode in {126, 127}
+    assert "executable file not found" in missing.stdout + missing.stderr
+    assert docker.out("exec", "--tty", id, "sh", "-c", "test -t 1 && echo terminal") == "terminal"
+    docker("rm", "--force", id)
+
+
+def test_logs_are_kept_and_followed(docker):
+    id = running(docker, IMAGE, "sh", "-c", "echo one; echo two >&2; read x < /dev/zero; sleep 300")
+    eventually(lambda: docker("logs", id).stdout == "one\n")
+    assert docker("logs", id).stderr == "two\n"
+    command = docker.argv("logs", "--follow", id)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as follow:
+        docker("kill", id)
+        assert follow.communicate(timeout=30)[0] == b"one\n"
+    docker("rm", id)
+
+
+def test_stop_asks_first_and_kills_later(docker):
+    polite = running(docker, IMAGE, "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.1; done")
+    docker("stop", polite)
+    assert state(docker, polite)["ExitCode"] == 5
+    deaf = running(docker, IMAGE, "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    docker("stop", "--time", "1", deaf)
+    assert state(docker, deaf)["ExitCode"] == 137
+    docker("rm", polite, deaf)
+
+
+def test_wait_tells_the_status_and_kill_sends_the_signal(docker):
+    id = running(docker, IMAGE, "sh", "-c", "trap 'exit 3' USR1; while :; do sleep 0.1; done")
+    with subprocess.Popen(docker.argv("wait", id), stdout=subprocess.PIPE) as wait:
+        docker("kill", "--signal", "USR1", id)
+        assert wait.communicate(timeout=30)[0] == b"3\n"
+    docker("rm", id)
+
+
+def test_pause_stops_all_processes_and_unpause_lets_them_go_on(docker):
+    id = running(docker, IMAGE, "sleep", "300")
+    docker("pause", id)
+    assert state(docker, id)["Paused"] is True
+    assert "paused" in docker("pause", id, check=False).stderr
+    docker("unpause", id)
+    assert state(docker, id)["Status"] == "running"
+    assert "not paused" in docker("unpause", id, check=False).stderr
+    docker("rm", "--force", id)
+
+
+def test_top_lists_the_processes(docker):
+    id = running(docker, IMAGE, "sh", "-c", "sleep 299 & sleep 300")
+    eventually(lambda: docker.out("top", id, "-o", "pid,comm").split()[3::2] == ["sleep", "sleep"])
+    docker("rm", "--force", id)
+
+
+def test_a_container_that_fails_is_started_again_as_its_policy_says(docker):
+    id = running(docker, "--restart", "on-failure:2", IMAGE, "sh", "-c", "echo again; exit 4")
+    eventually(lambda: state(docker, id)["Status"] == "exited")
+    assert state(docker, id)["RestartCount"] == 2
+    assert state(docker, id)["ExitCode"] == 4
+    assert docker.out("logs", id) == "again\nagain\nagain"
+    docker("rm", id)
+
+
+def test_restart_and_start_again_under_the_same_id(docker):
+    id = running(docker, IMAGE, "sh", "-c", "echo up; exec sleep 300")
+    docker("restart", "--time", "0", id)
+    docker("stop", "--time", "0", id)
+    docker("start", id)
+    assert state(docker, id)["Status"] == "running"
+    assert docker.out("logs", id) == "up\nup\nup"
+    docker("rm", "--force", id)
+
+
+def test_a_health_check_runs_by_exec(docker):
+    id = running(docker, "--health-cmd", "test -e /tmp/well", "--health-interval", "200ms", IMAGE, "sleep", "300")
+    docker("exec", id, "touch", "/tmp/well")
+    eventually(lambda: state(docker, id)["Health"]["Status"] == "healthy")
+    docker("rm", "--force", id)
+
+
+def test_containers_reach_each_other_over_the_bridge(docker):
+    server = running(docker, IMAGE, "sh", "-c", "while :; do echo hello | nc -l -p 80; done")
+    address = docker.out("inspect", "--format", "{{.NetworkSettings.IPAddress}}", server)
+    eventually(lambda: docker("run", "--rm", IMAGE, "nc", "-w", "2", address, "80", check=False).stdout == "hello\n")
+    docker("rm", "--force", server)
+
+
+def test_what_run_is_told_of_mounts_users_and_limits_holds(docker, tmp_path):
+    tmp_path.chmod(0o755)
+    (tmp_path / "file").write_text("from the host\n")
+    script = "cat /mnt/file; id -u; touch /x 2>&1; touch /scratch/y && echo scratch; cat /proc/1/comm"
+    done = docker(
+        "run", "--rm", "--init", "--read-only", "--tmpfs", "/scratch:mode=1777", "--user", "alice",
+        "--pids-limit", "50", "--volume", f"{tmp_path}:/mnt:ro", "--memory", "64m", "--cpus", "0.5",
+        IMAGE, "sh", "-c", script,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "from the host", "1000", "touch: /x: Read-only file system", "scratch", "docker-init"
+    ]  # fmt: skip
+
+
+def test_an_image_is_built_by_containers(docker, tmp_path):
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nRUN echo made > /made\nCMD cat /made\n")
+    docker("build", "--tag", "built", tmp_path, env={**os.environ, "DOCKER_BUILDKIT": "0"})
+    assert docker.out("run", "--rm", "built") == "made"
+    docker("rmi", "built")
+
+
+def test_events_tell_a_life_in_order(docker):
+    since = f"{time.time():.6f}"
+    docker("run", "--name", "life", IMAGE, "true")
+    docker("rm", "life")
+    lines = docker.out("events", "--since", since, "--until", f"{time.time():.6f}", "--format", "{{.Action}}")
+    seen = [line for line in lines.splitlines() if line in {"create", "start", "die", "destroy"}]
+    assert seen == ["create", "start", "die", "destroy"]
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_restart_of_the_daemon_disturbs_no_container(alone, end):
+    id = running(alone, IMAGE, "sh", "-c", "while :; do date +%s.%N; sleep 0.1; done")
+    pid = state(alone, id)["Pid"]
+    getattr(alone.daemon, end)()
+    away = len(alone.out("logs", id).splitlines())
+    eventually(lambda: len(alone.out("logs", id).splitlines()) > away)  # with no daemon there
+    alone.daemon.start()
+    eventually(lambda: alone("exec", id, "true", check=False).returncode == 0)
+    assert state(alone, id)["Pid"] == pid
+    assert alone.out("run", "--rm", IMAGE, "echo", "new") == "new"
+    alone("kill", id)
+    eventually(lambda: state(alone, id)["ExitCode"] == 137)
+
+
+def test_a_shim_that_is_killed_takes_its_container_along(alone):
+    id = running(alone, IMAGE, "sleep", "300")
+    pid = state(alone, id)["Pid"]
+    shim = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(shim, signal.SIGKILL)
+    eventually(lambda: state(alone, id)["Status"] == "exited")
+    assert state(alone, id)["ExitCode"] == 137
+    eventually(lambda: not is_alive(pid))
+    alone("start", id)
+    assert state(alone, id)["Status"] == "running"
+
+
+def test_dockerd_finds_its_containers_again_and_how_they_ended_without_it(alone):
+    stays = running(alone, IMAGE, "sleep", "300")
+    goes = running(alone, "--interactive", IMAGE, "sh", "-c", "read line; exit 6")
+    pid = state(alone, stays)["Pid"]
+    ends = state(alone, goes)["Pid"]
+    assert isinstance(ends, int)
+    alone.stop(signal.SIGKILL)
+    os.kill(ends, signal.SIGKILL)
+    eventually(lambda: not is_alive(ends))
+    alone.start()
+    assert state(alone, stays)["Pid"] == pid
+    assert alone.out("exec", stays, "echo", "here") == "here"
+    eventually(lambda: state(alone, goes)["Status"] == "exited")
+    assert state(alone, goes)["ExitCode"] == 137

@@ -12,7 +12,8 @@ from runtimed.metadata.containers import Opaque
 from runtimed.mounts import Mount
 from runtimed.services.context import Context, namespace_of, timestamp
 from runtimed.tasks.client import Exit, Process, Stdio
-from runtimed.tasks.manager import NewTask, TaskManager
+from runtimed.tasks.making import NewTask
+from runtimed.tasks.manager import TaskManager
 
 
 class TasksService(TasksServicer):

@@ -21,7 +21,8 @@ from runtimed.rpc import ttrpc
 from runtimed.services.events import TTRPC_NAME, ttrpc_service
 from runtimed.tasks.bundle import DIRECTORY
 from runtimed.tasks.launch import Launcher
-from runtimed.tasks.manager import NewTask, TaskManager
+from runtimed.tasks.making import NewTask
+from runtimed.tasks.manager import TaskManager
 from runtimed.tasks.nursery import Nursery
 
 NS = "default"

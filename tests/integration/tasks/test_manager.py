@@ -23,7 +23,8 @@ from runtimed.metadata import containers
 from runtimed.metadata.containers import Container, Opaque
 from runtimed.tasks.bundle import DIRECTORY
 from runtimed.tasks.client import Process, Status, Stdio
-from runtimed.tasks.manager import NewTask, TaskManager
+from runtimed.tasks.making import NewTask
+from runtimed.tasks.manager import TaskManager
 from tests.fakes.tasks import NS, TaskDaemon, gone, short_home
 
 pytestmark = pytest.mark.root

@@ -16,7 +16,7 @@ from runtimed.errors import NotFound, RuntimedError
 from runtimed.metadata.containers import Opaque
 from runtimed.mounts import Mount
 from runtimed.tasks.client import Status, Stdio
-from runtimed.tasks.manager import NewTask
+from runtimed.tasks.making import NewTask
 from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone, short_home
 from tests.processes import children
 

@@ -1,0 +1,143 @@
+"""The ends of tasks: deleted when somebody asks for it, and cleaned up after when their shim has gone by itself."""
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from runtimed.errors import DeadlineExceeded, RuntimedError, Unavailable
+from runtimed.failpoints import hit_async
+from runtimed.tasks import client as shims
+from runtimed.tasks import pids
+from runtimed.tasks.background import Background
+from runtimed.tasks.bundle import Bundle
+from runtimed.tasks.client import Endpoint, Exit, TaskClient
+from runtimed.tasks.exits import Exits
+from runtimed.tasks.launch import Launcher
+from runtimed.tasks.remains import clean_up, end_shim, named
+from runtimed.tasks.table import Table, Task, not_found
+from runtimed.threads import blocking
+
+log = logging.getLogger(__name__)
+
+CONNECT_WITHIN_S = 5.0
+STATE_WITHIN_S = 2.0  # a shim that needs longer to say how its task is, is taken for stuck
+
+
+class Endings:
+    """Ends tasks, and notices those that end with their shim."""
+
+    def __init__(self, table: Table, launcher: Launcher, exits: Exits, background: Background) -> None:
+        self._table = table
+        self._launcher = launcher
+        self._exits = exits
+        self._background = background
+
+    def add(self, task: Task) -> None:
+        """Put *task* in the table and watch its shim from here on."""
+        self._table.add(task)
+        self._watch_from_now(task)
+
+    async def delete(self, task: Task) -> Exit:
+        """Remove a task that has ended (or was never started), its shim and its bundle; return how it ended.
+
+        One whose shim does not answer is ended from outside first.
+        """
+        async with task.changing:
+            if not self._table.has(task):
+                raise not_found(task.bundle.id)
+            watch = task.watch
+            try:
+                await task.client.state("", STATE_WITHIN_S)
+            except DeadlineExceeded:
+                return await self.end_stuck(task)
+            except Unavailable:
+                if (exit := await asyncio.shield(watch)) is not None:
+                    return exit
+            # In a task of its own: once the shim has forgotten the container the rest must follow, client or not.
+            return await asyncio.shield(self._background.spawn(self._delete(task)))
+
+    async def end_stuck(self, task: Task) -> Exit:
+        """Kill a shim that does not answer; what follows is as when it had died by itself."""
+        log.warning("a shim does not answer and is killed", extra=named(task.bundle, task.endpoint))
+        watch = task.watch
+        if not await blocking(pids.kill, task.endpoint.pid, task.endpoint.started):
+            raise DeadlineExceeded(
+                f"task {task.bundle.id}: its shim (pid {task.endpoint.pid}) neither answers nor can it be killed"
+            )
+        return await asyncio.shield(watch) or shims.killed(task.pid)
+
+    async def clean_up(self, bundle: Bundle) -> Exit:
+        """Remove what is left of a task whose shim has gone, or must; return how it ended. Raises RuntimedError."""
+        endpoint = await blocking(bundle.endpoint)
+        return await clean_up(self._launcher, bundle, is_shared=self._is_shared(endpoint, bundle))
+
+    async def _delete(self, task: Task) -> Exit:
+        await hit_async("delete.begun")
+        task.is_leaving = True
+        try:
+            exit = await task.client.delete("")
+        except BaseException:
+            task.is_leaving = False
+            if task.watch.done():  # the shim died of it, and that went unnoticed as intended
+                self._watch_from_now(task)
+            raise
+        self._launcher.close_log(task.bundle)
+        try:
+            await hit_async("delete.forgotten")
+            is_shared = self._is_shared(task.endpoint, task.bundle)
+            await end_shim(task.client, task.endpoint, task.bundle, is_shared=is_shared)
+            await hit_async("delete.shim")
+            await blocking(task.bundle.delete)
+            await hit_async("delete.bundle")
+        except Exception:
+            # The task is gone as far as anybody can see; a new one, or the next start, removes the rest.
+            log.exception("a bundle is left over", extra=named(task.bundle))
+        finally:
+            await task.client.close()
+            self._table.remove(task)
+        return exit
+
+    def _watch_from_now(self, task: Task) -> None:
+        task.watch = self._background.spawn(self._watch(task))
+
+    async def _watch(self, task: Task) -> Exit | None:
+        """Wait for the connection to end; return how the task ended with it, or None if it did not."""
+        await asyncio.wait([task.client.closed])
+        if task.is_leaving:
+            return None
+        if await self._reconnected(task):
+            return None
+        bundle = task.bundle
+        log.warning("a shim has gone", extra=named(bundle, task.endpoint))
+        try:
+            exit = await self.clean_up(bundle)
+        except Exception:
+            log.exception("a bundle is left over", extra=named(bundle))
+            exit = shims.killed(0)
+        exit = replace(exit, pid=exit.pid or task.pid)
+        self._table.remove(task)
+        self._exits.publish(bundle, exit)
+        return exit
+
+    async def _reconnected(self, task: Task) -> bool:
+        """Connect again, if the shim lives and only the connection was lost: no reason to end a container."""
+        await task.client.close()
+        try:
+            client = await TaskClient.connect(task.endpoint, task.bundle.id, CONNECT_WITHIN_S)
+        except RuntimedError:
+            return False
+        try:
+            await client.state("", STATE_WITHIN_S)
+        except DeadlineExceeded:
+            pass  # it is there, and stuck
+        except RuntimedError:
+            await client.close()
+            return False
+        task.client = client
+        self._watch_from_now(task)
+        return True
+
+    def _is_shared(self, endpoint: Endpoint | None, bundle: Bundle) -> bool:
+        return endpoint is not None and any(
+            task.bundle != bundle and task.endpoint.path == endpoint.path for task in self._table
+        )

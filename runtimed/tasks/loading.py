@@ -1,0 +1,77 @@
+"""The tasks of an earlier daemon, found again when this one starts."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from runtimed.tasks import bundle as bundles
+from runtimed.tasks.background import Background
+from runtimed.tasks.bundle import Bundle
+from runtimed.tasks.client import Exit
+from runtimed.tasks.ending import Endings
+from runtimed.tasks.exits import Exits
+from runtimed.tasks.launch import Launcher
+from runtimed.tasks.recovery import Found, Lost, recover
+from runtimed.tasks.remains import named
+from runtimed.tasks.table import Table, Task
+from runtimed.threads import blocking
+
+log = logging.getLogger(__name__)
+
+_ALL_LOADED_WITHIN_S = 5.0
+_LOADED_AT_ONCE = 128
+
+
+class Loader:
+    """Fills the table from the bundles there are."""
+
+    def __init__(
+        self, table: Table, launcher: Launcher, endings: Endings, exits: Exits, background: Background
+    ) -> None:
+        self._table = table
+        self._launcher = launcher
+        self._endings = endings
+        self._exits = exits
+        self._background = background
+        self._lost: list[tuple[Bundle, Exit]] | None = []  # found dead, not yet told; None: tell at once
+
+    async def load(self, root: Path, state: Path) -> None:
+        """Find tasks again and clean up after those that are gone; before anything is served.
+
+        Takes a few seconds at most: what does not answer is left as it is, with status unknown.
+        """
+        found = await blocking(lambda: list(bundles.found(root, state)))
+        if not found:
+            return
+        for bundle in found:
+            self._table.claim(bundle)
+        limit = asyncio.Semaphore(_LOADED_AT_ONCE)
+        loading = [self._background.spawn(self._load(bundle, limit)) for bundle in found]
+        # What takes longer goes on by itself, its name taken: one task is not to keep all others from being served.
+        _, late = await asyncio.wait(loading, timeout=_ALL_LOADED_WITHIN_S)
+        log.info("tasks loaded", extra={"found": len(found), "alive": len(list(self._table)), "late": len(late)})
+
+    def tell_lost(self) -> None:
+        """Publish the ends that :meth:`load` found; once there can be subscribers."""
+        lost, self._lost = self._lost or [], None
+        for bundle, exit in lost:
+            self._exits.publish(bundle, exit)
+
+    async def _load(self, bundle: Bundle, limit: asyncio.Semaphore) -> None:
+        """Replace the claim that :meth:`load` has made by the task, or give it up."""
+        found = None
+        try:
+            async with limit:
+                found = await recover(self._launcher, bundle)
+        except Exception:
+            log.exception("a task could not be loaded", extra=named(bundle))
+        finally:
+            self._table.release(bundle)
+        match found:
+            case Found():
+                self._endings.add(Task(bundle=bundle, endpoint=found.endpoint, client=found.client, pid=found.pid))
+            case Lost(exit):
+                if self._lost is None:
+                    self._exits.publish(bundle, exit)
+                else:
+                    self._lost.append((bundle, exit))

@@ -1,0 +1,98 @@
+"""Making a task: a bundle, a shim, a container in it. All of it, or nothing."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtimed.errors import RuntimedError
+from runtimed.failpoints import hit_async
+from runtimed.metadata import containers
+from runtimed.metadata.containers import Opaque
+from runtimed.metadata.db import Database
+from runtimed.mounts import Mount
+from runtimed.rollback import Rollback
+from runtimed.tasks.bundle import Bundle
+from runtimed.tasks.client import Stdio, TaskClient
+from runtimed.tasks.ending import CONNECT_WITHIN_S, Endings
+from runtimed.tasks.launch import Launcher
+from runtimed.tasks.remains import settled
+from runtimed.tasks.table import Table, Task
+from runtimed.threads import blocking
+
+_CREATE_ENDS_WITHIN_S = 8.0  # what is left of a Create that nobody waits for any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTask:
+    """What a client says of a task to be made."""
+
+    id: str
+    rootfs: Sequence[Mount] = ()
+    stdio: Stdio = Stdio()
+    options: Opaque | None = None  # None: those of the container
+    runtime: str = ""  # a shim's path; "": the runtime of the container
+
+
+class Maker:
+    """Makes tasks of containers that are recorded."""
+
+    def __init__(
+        self, db: Database, table: Table, launcher: Launcher, endings: Endings, *, default_runtime: str
+    ) -> None:
+        self._db = db
+        self._table = table
+        self._launcher = launcher
+        self._endings = endings
+        self._default_runtime = default_runtime
+        self._making: set[asyncio.Task[object]] = set()
+
+    async def make(self, bundle: Bundle, new: NewTask) -> Task:
+        """Start a shim and create the container in it; *bundle* says where, and has been claimed."""
+        current = asyncio.current_task()
+        assert current is not None
+        self._making.add(current)
+        try:
+            task = await self._make(bundle, new)
+        except BaseException:
+            self._table.release(bundle)
+            raise
+        finally:
+            self._making.discard(current)
+        self._endings.add(task)
+        return task
+
+    async def settle(self, limit_s: float) -> None:
+        """Let what has been begun finish, or be undone, if it does not take longer than *limit_s*."""
+        if self._making:
+            await asyncio.wait(self._making, timeout=limit_s)
+
+    async def _make(self, bundle: Bundle, new: NewTask) -> Task:
+        container = await self._db.read(containers.get, bundle.namespace, bundle.id)
+        await hit_async("create.begun")
+        program = self._launcher.resolve(new.runtime or container.runtime or self._default_runtime)
+        options = self._launcher.options(program, new.options or container.runtime_options or Opaque("", b""))
+        if bundle.path.exists():  # the name is ours, so this is what an earlier one could not remove
+            await self._endings.clean_up(bundle)
+        async with Rollback() as steps:
+            await blocking(bundle.create, container.spec.value)
+            # Before the shim is there: it may be started half-way when that fails.
+            steps.undo("clean up after the shim", self._endings.clean_up, bundle)
+            await hit_async("create.bundle")
+            endpoint = await self._launcher.start(bundle, program, options)
+            await hit_async("create.shim")
+            client = await TaskClient.connect(endpoint, bundle.id, CONNECT_WITHIN_S)
+            steps.undo("disconnect from the shim", client.close)
+            await hit_async("create.connected")
+            creating = asyncio.create_task(client.create(bundle.path, new.rootfs, new.stdio, options))
+            # A client that leaves cannot cancel what the shim does. Let it end before the shim is ended, or the
+            # container would come into being with nobody to see it.
+            steps.undo("wait for the shim's answer", settled, creating, _CREATE_ENDS_WITHIN_S)
+            try:
+                pid = await asyncio.shield(creating)
+            except RuntimedError as exc:
+                raise type(exc)(f"failed to create shim task: {exc}") from exc
+            await hit_async("create.made")
+            await blocking(bundle.mark_created)
+            await hit_async("create.marked")
+            steps.commit()
+        return Task(bundle=bundle, endpoint=endpoint, client=client, pid=pid)

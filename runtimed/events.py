@@ -3,12 +3,16 @@
 Events live in memory only. Each subscriber has a bounded queue of its own; publishing puts an envelope into the queues
 whose filter it matches and never waits. A subscriber that does not keep up gets what its queue still holds, in order,
 and then an error that says how many it has missed; it subscribes again and knows that it has to look for itself.
+
+What happened while no daemon was there, nobody could subscribe to. A client (dockerd for one) notices the new daemon a
+second after it has found such things and told of them. So these events are kept for some seconds, and each subscription
+that is made meanwhile begins with those that were told before it.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from google.protobuf.descriptor_pool import Default as default_pool
@@ -20,6 +24,7 @@ from runtimed.api import events_pb2, types_pb2  # noqa: F401  events_pb2: its ty
 from runtimed.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
 QUEUE_LENGTH = 10_000  # events that a subscriber may lag behind
+MISSED_WITHIN_S = 15.0  # as long as a client that has lost its daemon takes to subscribe to the next one, and more
 
 
 class EventBus:
@@ -29,9 +34,14 @@ class EventBus:
         self._queue_length = queue_length
         self._subscriptions: set[Subscription] = set()
         self._closed = False
+        self._opened_ns = time.time_ns()
+        self._kept: deque[types_pb2.Envelope] = deque(maxlen=queue_length)
+        self._kept_until = time.monotonic() + MISSED_WITHIN_S
 
-    def publish(self, namespace: str, topic: str, message: Message) -> None:
+    def publish(self, namespace: str, topic: str, message: Message, *, was_missed: bool = False) -> None:
         """Tell of *message* in *namespace*; returns at once.
+
+        *was_missed*: it happened before the bus was there, and was only found now.
 
         Raises:
             FailedPrecondition: no namespace.
@@ -42,10 +52,12 @@ class EventBus:
         envelope.event.type_url = message.DESCRIPTOR.full_name
         envelope.event.value = message.SerializeToString()
         envelope.timestamp.FromNanoseconds(time.time_ns())
-        self.forward(envelope)
+        self.forward(envelope, was_missed=was_missed)
 
-    def forward(self, envelope: types_pb2.Envelope) -> None:
+    def forward(self, envelope: types_pb2.Envelope, *, was_missed: bool = False) -> None:
         """Pass on an envelope that a shim or client has made; returns at once.
+
+        One whose timestamp is from before the bus was there counts as missed.
 
         Raises:
             FailedPrecondition: no namespace.
@@ -57,6 +69,8 @@ class EventBus:
         validate_topic(envelope.topic)
         if not envelope.HasField("timestamp"):
             raise InvalidArgument(f"event {envelope.topic}: timestamp is required")
+        if was_missed or envelope.timestamp.ToNanoseconds() < self._opened_ns:
+            self._keep(envelope)
         fields = _Fields(envelope)
         for subscription in self._subscriptions:
             if subscription._filter.match(fields.get):
@@ -64,7 +78,7 @@ class EventBus:
 
     @contextmanager
     def subscribe(self, expressions: Sequence[str] = ()) -> Iterator["Subscription"]:
-        """Hold a subscription: every matching event from here on, each once and in order.
+        """Hold a subscription: every matching event from here on, each once and in order; before them the missed ones.
 
         Events are matched by ``topic``, ``namespace`` and ``event.<field>``.
 
@@ -72,6 +86,9 @@ class EventBus:
             InvalidArgument: a filter that does not parse.
         """
         subscription = Subscription(filters.parse(expressions), self._queue_length)
+        for envelope in self._missed():
+            if subscription._filter.match(_Fields(envelope).get):
+                subscription._put(envelope)
         self._subscriptions.add(subscription)
         if self._closed:
             subscription._end()
@@ -79,6 +96,15 @@ class EventBus:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
+
+    def _keep(self, envelope: types_pb2.Envelope) -> None:
+        if time.monotonic() < self._kept_until:
+            self._kept.append(envelope)
+
+    def _missed(self) -> Iterable[types_pb2.Envelope]:
+        if time.monotonic() >= self._kept_until:
+            self._kept.clear()
+        return self._kept
 
     def close(self) -> None:
         """End every subscription, and those to come, after what they hold."""

@@ -197,6 +197,7 @@ class Server:
         connection = asyncio.create_task(self._connection(reader, writer))
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
+        connection.add_done_callback(lambda _: writer.close())  # also of one that is cancelled before its first step
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         calls: set[asyncio.Task[None]] = set()
@@ -218,7 +219,6 @@ class Server:
         finally:
             for call in calls:
                 call.cancel()
-            writer.close()
 
     async def _answer(self, frame: Frame, refusal: RuntimedError | None, writer: asyncio.StreamWriter) -> None:
         response = pb.Response()

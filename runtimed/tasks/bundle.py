@@ -7,7 +7,7 @@ Below the state directory, as every containerd client expects it::
         rootfs/            where the shim mounts the container's root
         work               a link to the same path below the root directory
         bootstrap.json     where the shim serves; written before our own shim starts, after another one has
-        created            empty; there once the container has been made
+        created            there once the container has been made; how it ended, once that has been told
         shim-binary-path   the shim, if it is not our own
         log                FIFO that a shim which is not our own logs to
 
@@ -28,9 +28,12 @@ import msgspec
 from runtimed.errors import AlreadyExists, Internal, InvalidArgument, RuntimedError, os_errors
 from runtimed.identifiers import validate
 from runtimed.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
-from runtimed.tasks.client import Endpoint, parse_started
+from runtimed.tasks.client import Endpoint, Exit, parse_started
 
 DIRECTORY = "io.containerd.runtime.v2.task"
+
+# As containerd's shim for runc reads them, the first that is there.
+_GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +104,34 @@ class Bundle:
         with os_errors(f"bundle {self.path}"):
             self._write("created", b"")
 
+    def mark_exit(self, exit: Exit) -> None:
+        """Remember that the container's end has been told. Nothing, where that is of no interest any more.
+
+        The file is there since the container is, and is never made here: the bundle may be going at this moment.
+        """
+        fields = {"pid": exit.pid, "status": exit.status, "exited_at": exit.exited_at}
+        with suppress(OSError):  # gone; or the disk is full, at which an exit may come to be told twice
+            fd = os.open(self.path / "created", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with os.fdopen(fd, "wb") as file:
+                file.write(json.dumps(fields).encode())
+
+    def exit(self) -> Exit | None:
+        """Return how the container ended, if that has been told."""
+        try:
+            return msgspec.json.decode((self.path / "created").read_bytes(), type=Exit)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
     def is_created(self) -> bool:
         """Say whether there is, or was, a container that somebody may know of."""
         return (self.path / "created").exists()
+
+    def group(self) -> str:
+        """Return the group of containers that share a shim: what the spec's annotations say, or the task itself."""
+        try:
+            return group_of((self.path / "config.json").read_bytes(), self.id)
+        except (OSError, InvalidArgument):
+            return self.id
 
     def save_shim(self, binary: str) -> None:
         with os_errors(f"bundle {self.path}"):
@@ -189,16 +217,27 @@ class _Linux(msgspec.Struct):
 
 
 class _Spec(msgspec.Struct):
-    """The one part of the runtime spec that concerns the bundle itself."""
+    """What of the runtime spec concerns the bundle itself."""
 
+    annotations: dict[str, str] | None = None
     linux: _Linux | None = None
+
+
+def group_of(spec: bytes, id: str) -> str:
+    """Return the group of container *id*, whose OCI runtime spec is *spec*. Raises InvalidArgument."""
+    annotations = _decoded(spec).annotations or {}
+    return next((annotations[key] for key in _GROUP_ANNOTATIONS if annotations.get(key)), id)
 
 
 def _root_group(spec: bytes) -> int:
     """Return the group outside that root's is in the container's user namespace; 0 without one."""
-    try:
-        linux = msgspec.json.decode(spec, type=_Spec).linux
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise InvalidArgument(f"container spec: {exc}") from None
+    linux = _decoded(spec).linux
     mappings = (linux.group_mappings if linux else None) or []
     return next((mapping.outside for mapping in mappings if mapping.inside == 0), 0)
+
+
+def _decoded(spec: bytes) -> _Spec:
+    try:
+        return msgspec.json.decode(spec, type=_Spec)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidArgument(f"container spec: {exc}") from None

@@ -288,13 +288,23 @@ def delete_event(id: str, exit: Exit) -> events_pb2.TaskDelete:
     )
 
 
-def ended_init(envelope: types_pb2.Envelope) -> tuple[str, str] | None:
-    """Return namespace and ID of the task whose init the TaskExit in *envelope* is about; None if it is an exec's."""
+@dataclass(frozen=True, slots=True)
+class EndedInit:
+    """What the exit event of a task's init says."""
+
+    id: str
+    exit: Exit
+
+
+def ended_init(envelope: types_pb2.Envelope) -> EndedInit | None:
+    """Return what the TaskExit in *envelope* says of a task's init; None if it is an exec's."""
     try:
         event = events_pb2.TaskExit.FromString(envelope.event.value)
     except DecodeError:
         return None
-    return (envelope.namespace, event.container_id) if event.id == event.container_id else None
+    if event.id != event.container_id:
+        return None
+    return EndedInit(event.container_id, Exit(pid=event.pid, status=event.exit_status, exited_at=_ns(event.exited_at)))
 
 
 def _stdio(stdio: Stdio) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from runtimed.tasks import client as shims
 from runtimed.tasks import pids
 from runtimed.tasks.background import Background
 from runtimed.tasks.bundle import Bundle
-from runtimed.tasks.client import Endpoint, Exit, TaskClient
+from runtimed.tasks.client import Exit, TaskClient
 from runtimed.tasks.exits import Exits
+from runtimed.tasks.groups import Groups
 from runtimed.tasks.launch import Launcher
-from runtimed.tasks.remains import clean_up, end_shim, named
+from runtimed.tasks.remains import Ended, clean_up, dismiss, end_shim, kill_shim, named
 from runtimed.tasks.table import Table, Task, not_found
 from runtimed.threads import blocking
 
@@ -26,8 +27,9 @@ STATE_WITHIN_S = 2.0  # a shim that needs longer to say how its task is, is take
 class Endings:
     """Ends tasks, and notices those that end with their shim."""
 
-    def __init__(self, table: Table, launcher: Launcher, exits: Exits, background: Background) -> None:
+    def __init__(self, table: Table, groups: Groups, launcher: Launcher, exits: Exits, background: Background) -> None:
         self._table = table
+        self._groups = groups
         self._launcher = launcher
         self._exits = exits
         self._background = background
@@ -57,7 +59,10 @@ class Endings:
             return await asyncio.shield(self._background.spawn(self._delete(task)))
 
     async def end_stuck(self, task: Task) -> Exit:
-        """Kill a shim that does not answer; what follows is as when it had died by itself."""
+        """Kill a shim that does not answer; what follows is as when it had died by itself.
+
+        The other tasks of the shim end with it: nobody could tell any more how they are.
+        """
         log.warning("a shim does not answer and is killed", extra=named(task.bundle, task.endpoint))
         watch = task.watch
         if not await blocking(pids.kill, task.endpoint.pid, task.endpoint.started):
@@ -66,10 +71,18 @@ class Endings:
             )
         return await asyncio.shield(watch) or shims.killed(task.pid)
 
-    async def clean_up(self, bundle: Bundle) -> Exit:
+    async def clean_up(self, bundle: Bundle) -> Ended:
         """Remove what is left of a task whose shim has gone, or must; return how it ended. Raises RuntimedError."""
-        endpoint = await blocking(bundle.endpoint)
-        return await clean_up(self._launcher, bundle, is_shared=self._is_shared(endpoint, bundle))
+        endpoint, group = await blocking(lambda: (bundle.endpoint(), bundle.group()))
+        async with self._groups.locked(bundle.namespace, group):
+            is_shared = self._groups.leave(bundle, group, endpoint)
+            if endpoint is not None and not is_shared:
+                await kill_shim(endpoint, bundle.id)
+        if endpoint is not None and is_shared:
+            await dismiss(endpoint, bundle.id)
+        ended = await clean_up(self._launcher, bundle)
+        told = self._exits.told(bundle)
+        return ended if told is None else Ended(told, is_told=True)
 
     async def _delete(self, task: Task) -> Exit:
         await hit_async("delete.begun")
@@ -84,8 +97,9 @@ class Endings:
         self._launcher.close_log(task.bundle)
         try:
             await hit_async("delete.forgotten")
-            is_shared = self._is_shared(task.endpoint, task.bundle)
-            await end_shim(task.client, task.endpoint, task.bundle, is_shared=is_shared)
+            async with self._groups.locked(task.bundle.namespace, task.group):
+                if not self._groups.leave(task.bundle, task.group, task.endpoint):
+                    await end_shim(task.client, task.endpoint, task.bundle)
             await hit_async("delete.shim")
             await blocking(task.bundle.delete)
             await hit_async("delete.bundle")
@@ -94,8 +108,12 @@ class Endings:
             log.exception("a bundle is left over", extra=named(task.bundle))
         finally:
             await task.client.close()
-            self._table.remove(task)
+            self._remove(task)
         return exit
+
+    def _remove(self, task: Task) -> None:
+        self._table.remove(task)
+        self._exits.forget(task.bundle)
 
     def _watch_from_now(self, task: Task) -> None:
         task.watch = self._background.spawn(self._watch(task))
@@ -110,14 +128,14 @@ class Endings:
         bundle = task.bundle
         log.warning("a shim has gone", extra=named(bundle, task.endpoint))
         try:
-            exit = await self.clean_up(bundle)
+            ended = await self.clean_up(bundle)
         except Exception:
             log.exception("a bundle is left over", extra=named(bundle))
-            exit = shims.killed(0)
-        exit = replace(exit, pid=exit.pid or task.pid)
-        self._table.remove(task)
-        self._exits.publish(bundle, exit)
-        return exit
+            ended = Ended(shims.killed(0))
+        ended = replace(ended, exit=replace(ended.exit, pid=ended.exit.pid or task.pid))
+        self._remove(task)
+        self._exits.publish(bundle, ended)
+        return ended.exit
 
     async def _reconnected(self, task: Task) -> bool:
         """Connect again, if the shim lives and only the connection was lost: no reason to end a container."""
@@ -136,8 +154,3 @@ class Endings:
         task.client = client
         self._watch_from_now(task)
         return True
-
-    def _is_shared(self, endpoint: Endpoint | None, bundle: Bundle) -> bool:
-        return endpoint is not None and any(
-            task.bundle != bundle and task.endpoint.path == endpoint.path for task in self._table
-        )

@@ -123,19 +123,28 @@ class Launcher:
             )
         return Program(runtime=runtime, binary=binary, settings=settings or config.Runtime(shim=binary))
 
-    async def start(self, bundle: Bundle, program: Program, options: Opaque) -> Endpoint:
+    async def start(
+        self, bundle: Bundle, program: Program, options: Opaque, *, group: str, joins: Endpoint | None
+    ) -> Endpoint:
         """Start the shim of *bundle*; it is in the bundle from then on where it serves, also after a crash.
+
+        *joins* is where the shim of *group* serves already, if there is one. Our own is joined there. Any other is
+        asked to start all the same, as containerd does it, and answers where it serves.
 
         Raises:
             RuntimedError: it did not start; what may be left of it is for :meth:`delete`.
+            DeadlineExceeded: the shim of the group does not answer.
         """
         if program.binary:
             await blocking(bundle.save_shim, program.binary)
             await self.open_log(bundle)
             endpoint = await self._exec(bundle, [program.binary], options, await self._version(program.binary))
         else:
+            if joins is not None and (joined := await _joined(joins, bundle.id, group)) is not None:
+                await blocking(bundle.save_endpoint, joined)
+                return joined
             # Known before it is there: a crash right after the fork must leave a bundle that leads to the shim.
-            expected = Endpoint(path=self.socket(bundle))
+            expected = Endpoint(path=self.socket(bundle.namespace, group))
             await blocking(bundle.save_endpoint, expected)
             endpoint = await self._fork(bundle, expected, program, options)
         await blocking(bundle.save_endpoint, endpoint)
@@ -197,9 +206,9 @@ class Launcher:
             os.close(fd)
         self._logs.clear()
 
-    def socket(self, bundle: Bundle) -> Path:
-        """Return where our own shim of *bundle* serves: short, whatever the names are."""
-        name = hashlib.sha256(f"{bundle.namespace}/{bundle.id}".encode()).hexdigest()[:_OWN_NAME]
+    def socket(self, namespace: str, group: str) -> Path:
+        """Return where our own shim of *group* serves: short, whatever the names are."""
+        name = hashlib.sha256(f"{namespace}/{group}".encode()).hexdigest()[:_OWN_NAME]
         return self._sockets / name
 
     async def _fork(self, bundle: Bundle, expected: Endpoint, program: Program, options: Opaque) -> Endpoint:
@@ -317,6 +326,24 @@ def _log_from(fd: int, bundle: Bundle) -> None:
 def identified(endpoint: Endpoint, pid: int) -> Endpoint:
     """Return *endpoint* with the shim's pid and the start time that tells it from a later process with that pid."""
     return replace(endpoint, pid=pid, started=pids.started(pid))
+
+
+async def _joined(endpoint: Endpoint, id: str, group: str) -> Endpoint | None:
+    """Return the shim at *endpoint* if it can take task *id*; None if it is gone. Raises DeadlineExceeded."""
+    try:
+        connected = await TaskClient.connect(endpoint, id, _ANSWERS_WITHIN_S)
+    except RuntimedError:
+        return None
+    try:
+        return identified(endpoint, await connected.shim_pid(_ANSWERS_WITHIN_S))
+    except DeadlineExceeded:
+        raise DeadlineExceeded(
+            f"task {id}: the shim of its group {group} (pid {endpoint.pid}) does not answer; end that group's tasks"
+        ) from None
+    except RuntimedError:
+        return None
+    finally:
+        await connected.close()
 
 
 async def _answering(endpoint: Endpoint, id: str) -> Endpoint | None:

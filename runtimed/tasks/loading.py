@@ -7,12 +7,12 @@ from pathlib import Path
 from runtimed.tasks import bundle as bundles
 from runtimed.tasks.background import Background
 from runtimed.tasks.bundle import Bundle
-from runtimed.tasks.client import Exit
 from runtimed.tasks.ending import Endings
 from runtimed.tasks.exits import Exits
+from runtimed.tasks.groups import Groups
 from runtimed.tasks.launch import Launcher
 from runtimed.tasks.recovery import Found, Lost, recover
-from runtimed.tasks.remains import named
+from runtimed.tasks.remains import Ended, named
 from runtimed.tasks.table import Table, Task
 from runtimed.threads import blocking
 
@@ -26,14 +26,21 @@ class Loader:
     """Fills the table from the bundles there are."""
 
     def __init__(
-        self, table: Table, launcher: Launcher, endings: Endings, exits: Exits, background: Background
+        self,
+        table: Table,
+        groups: Groups,
+        launcher: Launcher,
+        endings: Endings,
+        exits: Exits,
+        background: Background,
     ) -> None:
         self._table = table
+        self._groups = groups
         self._launcher = launcher
         self._endings = endings
         self._exits = exits
         self._background = background
-        self._lost: list[tuple[Bundle, Exit]] | None = []  # found dead, not yet told; None: tell at once
+        self._lost: list[tuple[Bundle, Ended]] | None = []  # found dead, not yet told; None: tell at once
 
     async def load(self, root: Path, state: Path) -> None:
         """Find tasks again and clean up after those that are gone; before anything is served.
@@ -43,10 +50,16 @@ class Loader:
         found = await blocking(lambda: list(bundles.found(root, state)))
         if not found:
             return
-        for bundle in found:
+        served = await blocking(
+            lambda: [(bundle, bundle.group(), bundle.shim(), bundle.endpoint()) for bundle in found]
+        )
+        for bundle, group, program, endpoint in served:
             self._table.claim(bundle)
+            # All of them before the first is looked at: none is to end a shim that another one uses.
+            if endpoint is not None:
+                self._groups.use(bundle, group, program, endpoint)
         limit = asyncio.Semaphore(_LOADED_AT_ONCE)
-        loading = [self._background.spawn(self._load(bundle, limit)) for bundle in found]
+        loading = [self._background.spawn(self._load(bundle, group, limit)) for bundle, group, _, _ in served]
         # What takes longer goes on by itself, its name taken: one task is not to keep all others from being served.
         _, late = await asyncio.wait(loading, timeout=_ALL_LOADED_WITHIN_S)
         log.info("tasks loaded", extra={"found": len(found), "alive": len(list(self._table)), "late": len(late)})
@@ -54,24 +67,26 @@ class Loader:
     def tell_lost(self) -> None:
         """Publish the ends that :meth:`load` found; once there can be subscribers."""
         lost, self._lost = self._lost or [], None
-        for bundle, exit in lost:
-            self._exits.publish(bundle, exit)
+        for bundle, ended in lost:
+            self._exits.publish(bundle, ended, was_missed=True)
 
-    async def _load(self, bundle: Bundle, limit: asyncio.Semaphore) -> None:
+    async def _load(self, bundle: Bundle, group: str, limit: asyncio.Semaphore) -> None:
         """Replace the claim that :meth:`load` has made by the task, or give it up."""
         found = None
         try:
             async with limit:
-                found = await recover(self._launcher, bundle)
+                found = await recover(self._launcher, self._endings.clean_up, bundle)
         except Exception:
             log.exception("a task could not be loaded", extra=named(bundle))
         finally:
             self._table.release(bundle)
         match found:
             case Found():
-                self._endings.add(Task(bundle=bundle, endpoint=found.endpoint, client=found.client, pid=found.pid))
-            case Lost(exit):
+                self._endings.add(
+                    Task(bundle=bundle, group=group, endpoint=found.endpoint, client=found.client, pid=found.pid)
+                )
+            case Lost(ended):
                 if self._lost is None:
-                    self._exits.publish(bundle, exit)
+                    self._exits.publish(bundle, ended, was_missed=True)
                 else:
-                    self._lost.append((bundle, exit))
+                    self._lost.append((bundle, ended))

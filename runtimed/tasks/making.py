@@ -11,9 +11,10 @@ from runtimed.metadata.containers import Opaque
 from runtimed.metadata.db import Database
 from runtimed.mounts import Mount
 from runtimed.rollback import Rollback
-from runtimed.tasks.bundle import Bundle
+from runtimed.tasks.bundle import Bundle, group_of
 from runtimed.tasks.client import Stdio, TaskClient
 from runtimed.tasks.ending import CONNECT_WITHIN_S, Endings
+from runtimed.tasks.groups import Groups
 from runtimed.tasks.launch import Launcher
 from runtimed.tasks.remains import settled
 from runtimed.tasks.table import Table, Task
@@ -37,10 +38,18 @@ class Maker:
     """Makes tasks of containers that are recorded."""
 
     def __init__(
-        self, db: Database, table: Table, launcher: Launcher, endings: Endings, *, default_runtime: str
+        self,
+        db: Database,
+        table: Table,
+        groups: Groups,
+        launcher: Launcher,
+        endings: Endings,
+        *,
+        default_runtime: str,
     ) -> None:
         self._db = db
         self._table = table
+        self._groups = groups
         self._launcher = launcher
         self._endings = endings
         self._default_runtime = default_runtime
@@ -71,6 +80,7 @@ class Maker:
         await hit_async("create.begun")
         program = self._launcher.resolve(new.runtime or container.runtime or self._default_runtime)
         options = self._launcher.options(program, new.options or container.runtime_options or Opaque("", b""))
+        group = group_of(container.spec.value, bundle.id)
         if bundle.path.exists():  # the name is ours, so this is what an earlier one could not remove
             await self._endings.clean_up(bundle)
         async with Rollback() as steps:
@@ -78,7 +88,10 @@ class Maker:
             # Before the shim is there: it may be started half-way when that fails.
             steps.undo("clean up after the shim", self._endings.clean_up, bundle)
             await hit_async("create.bundle")
-            endpoint = await self._launcher.start(bundle, program, options)
+            async with self._groups.locked(bundle.namespace, group):
+                joins = self._groups.shim(bundle.namespace, group, program.binary)
+                endpoint = await self._launcher.start(bundle, program, options, group=group, joins=joins)
+                self._groups.use(bundle, group, program.binary, endpoint)
             await hit_async("create.shim")
             client = await TaskClient.connect(endpoint, bundle.id, CONNECT_WITHIN_S)
             steps.undo("disconnect from the shim", client.close)
@@ -95,4 +108,4 @@ class Maker:
             await blocking(bundle.mark_created)
             await hit_async("create.marked")
             steps.commit()
-        return Task(bundle=bundle, endpoint=endpoint, client=client, pid=pid)
+        return Task(bundle=bundle, group=group, endpoint=endpoint, client=client, pid=pid)

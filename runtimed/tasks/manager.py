@@ -20,6 +20,7 @@ from runtimed.tasks.bundle import Bundle
 from runtimed.tasks.client import Exit, Process, Status, Stdio
 from runtimed.tasks.ending import STATE_WITHIN_S, Endings
 from runtimed.tasks.exits import Exits, Waits
+from runtimed.tasks.groups import Groups
 from runtimed.tasks.launch import Launcher
 from runtimed.tasks.loading import Loader
 from runtimed.tasks.making import Maker, NewTask
@@ -47,10 +48,11 @@ class TaskManager:
         self._table = Table()
         self._background = Background()
         self._waits = Waits()
-        self._exits = Exits(events)
-        self._endings = Endings(self._table, launcher, self._exits, self._background)
-        self._maker = Maker(db, self._table, launcher, self._endings, default_runtime=default_runtime)
-        self._loader = Loader(self._table, launcher, self._endings, self._exits, self._background)
+        self._exits = Exits(events, self._table)
+        groups = Groups()
+        self._endings = Endings(self._table, groups, launcher, self._exits, self._background)
+        self._maker = Maker(db, self._table, groups, launcher, self._endings, default_runtime=default_runtime)
+        self._loader = Loader(self._table, groups, launcher, self._endings, self._exits, self._background)
 
     # Start and stop of the daemon
 
@@ -89,7 +91,6 @@ class TaskManager:
         """
         bundle = Bundle.at(self._root, self._state, namespace, new.id)
         self._table.claim(bundle)
-        self._exits.forget(bundle)
         return (await self._maker.make(bundle, new)).pid
 
     async def start(self, namespace: str, id: str, exec_id: str) -> int:

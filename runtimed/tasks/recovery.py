@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from runtimed.errors import DeadlineExceeded, RuntimedError
 from runtimed.tasks.bundle import Bundle
-from runtimed.tasks.client import Endpoint, Exit, Status, TaskClient
+from runtimed.tasks.client import Endpoint, Status, TaskClient
 from runtimed.tasks.launch import Launcher, identified
-from runtimed.tasks.remains import clean_up, named
+from runtimed.tasks.remains import Ended, named
 from runtimed.threads import blocking
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 _ANSWERS_WITHIN_S = 2.0
 _CREATE_ENDS_WITHIN_S = 8.0
 _ASK_AGAIN_S = 0.05
+
+CleanUp = Callable[[Bundle], Awaitable[Ended]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,10 @@ class Found:
 class Lost:
     """The shim is gone, and with it the container."""
 
-    exit: Exit
+    ended: Ended
 
 
-async def recover(launcher: Launcher, bundle: Bundle) -> Found | Lost | None:
+async def recover(launcher: Launcher, clean_up: CleanUp, bundle: Bundle) -> Found | Lost | None:
     """Connect to the shim of *bundle*; where that is gone, clean up after it.
 
     None: the daemon died while the task was made, and nobody was told that there is one. Then it is gone now, and its
@@ -51,8 +54,8 @@ async def recover(launcher: Launcher, bundle: Bundle) -> Found | Lost | None:
         if client is not None:
             await _creation_ended(client)
             await client.close()
-        exit = await clean_up(launcher, bundle, is_shared=False)
-        return Lost(exit) if is_created else None
+        ended = await clean_up(bundle)
+        return Lost(ended) if is_created else None
     assert endpoint is not None
     pid = 0
     try:
@@ -63,7 +66,7 @@ async def recover(launcher: Launcher, bundle: Bundle) -> Found | Lost | None:
         log.warning("a shim does not answer", extra=named(bundle, endpoint))
     except RuntimedError:  # it serves, but has no such task: the daemon died while it was deleted
         await client.close()
-        return Lost(await clean_up(launcher, bundle, is_shared=False))
+        return Lost(await clean_up(bundle))
     if await blocking(bundle.shim):
         await launcher.open_log(bundle)
     return Found(endpoint, client, pid)

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import signal
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,13 @@ log = logging.getLogger(__name__)
 
 _ANSWERS_WITHIN_S = 2.0
 _SHUTDOWN_WITHIN_S = 3.0
+_DISMISSED_WITHIN_S = 5.0
 
 
-async def end_shim(client: TaskClient, endpoint: Endpoint, bundle: Bundle, *, is_shared: bool) -> None:
-    """Ask a shim to end after its task has been deleted, and see that it does, unless it has other tasks."""
+async def end_shim(client: TaskClient, endpoint: Endpoint, bundle: Bundle) -> None:
+    """Ask a shim to end after its last task has been deleted, and see that it does."""
     with suppress(RuntimedError):
         await client.shutdown(_SHUTDOWN_WITHIN_S)
-    if is_shared:
-        return
     await asyncio.wait([client.closed], timeout=_SHUTDOWN_WITHIN_S)
     if not client.closed.done():
         log.warning("a shim did not end when asked to", extra=named(bundle, endpoint))
@@ -33,24 +34,47 @@ async def end_shim(client: TaskClient, endpoint: Endpoint, bundle: Bundle, *, is
     await blocking(_unlink, endpoint.path)
 
 
-async def clean_up(launcher: Launcher, bundle: Bundle, *, is_shared: bool) -> Exit:
-    """Remove what is left of a shim, of its container and of the bundle; return how the container ended.
+async def kill_shim(endpoint: Endpoint, id: str) -> None:
+    """End a shim from outside, if it is not gone yet, and remove its socket."""
+    if not endpoint.pid:  # the daemon died right after it had started the shim
+        endpoint = await _with_pid(endpoint, id)
+    await blocking(pids.kill, endpoint.pid, endpoint.started)
+    await blocking(_unlink, endpoint.path)
 
-    A shim that still runs is killed, unless it has other tasks.
+
+async def dismiss(endpoint: Endpoint, id: str) -> None:
+    """Have a shim that has other tasks end this one and forget it; if it has it, and answers."""
+    with suppress(RuntimedError, TimeoutError):
+        client = await TaskClient.connect(endpoint, id, _ANSWERS_WITHIN_S)
+        try:
+            async with asyncio.timeout(_DISMISSED_WITHIN_S):
+                with suppress(RuntimedError):  # it has ended already
+                    await client.kill("", signal.SIGKILL, all=True, timeout_s=_ANSWERS_WITHIN_S)
+                await client.wait("")
+                await client.delete("")
+        finally:
+            await client.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a task ended whose shim has gone; is_told: subscribers know that already."""
+
+    exit: Exit
+    is_told: bool = False
+
+
+async def clean_up(launcher: Launcher, bundle: Bundle) -> Ended:
+    """Remove what a shim has left of a container, and the bundle; return how the container ended.
 
     Raises:
         RuntimedError: the bundle could not be removed.
     """
     launcher.close_log(bundle)
-    endpoint = await blocking(bundle.endpoint)
-    if endpoint is not None and not is_shared:
-        if not endpoint.pid:  # the daemon died right after it had started the shim
-            endpoint = await _with_pid(endpoint, bundle.id)
-        await blocking(pids.kill, endpoint.pid, endpoint.started)
-        await blocking(_unlink, endpoint.path)
+    told = await blocking(bundle.exit)
     exit = await launcher.delete(bundle) if bundle.path.exists() else shims.killed(0)
     await blocking(bundle.delete)
-    return exit
+    return Ended(told or exit, is_told=told is not None)
 
 
 async def settled(task: asyncio.Task[Any], limit_s: float) -> None:

@@ -14,6 +14,7 @@ class Task:
     """A bundle and a connection to the shim that serves it. Its state is the shim's."""
 
     bundle: Bundle
+    group: str  # of tasks that share a shim
     endpoint: Endpoint
     client: TaskClient
     pid: int

@@ -118,6 +118,11 @@ class TaskDaemon:
         return topics
 
 
+def process(script: str) -> dict[str, object]:
+    """Return the ``process`` of a spec that has busybox run *script*."""
+    return {"cwd": "/", "args": ["/bin/busybox", "sh", "-c", script], "user": {"uid": 0, "gid": 0}}
+
+
 async def gone(pid: int) -> None:
     """Wait until the process has ended."""
     try:

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +94,36 @@ def test_when_it_is_killed_its_container_is_killed_and_told(daemon, rootfs):
     assert daemon.ctr("task", "ls", "-q").stdout == ""
     assert not bundle.exists()
     daemon.ctr("containers", "rm", "t3")
+
+
+def test_the_containers_of_a_group_share_one_and_die_with_it(daemon, rootfs):
+    spec: dict[str, Any] = {
+        "ociVersion": "1.0.2",
+        "root": {"path": str(rootfs)},
+        "process": {"cwd": "/", "args": ["/bin/sh", "-c", "while :; do sleep 1; done"], "user": {"uid": 0, "gid": 0}},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "annotations": {"io.kubernetes.cri.sandbox-id": "pod"},
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+    }
+    bundles = daemon.state / "io.containerd.runtime.v2.task" / daemon.namespace
+    for id in ("pod", "a", "b"):
+        config = daemon.base / "spec.json"
+        spec["linux"]["cgroupsPath"] = f"{daemon.cgroup_parent}/{id}"
+        config.write_text(json.dumps(spec))
+        daemon.ctr("run", "-d", "--config", config, "--fifo-dir", daemon.base / "fifo", id)
+    shims = {json.loads((bundles / id / "bootstrap.json").read_text())["pid"] for id in ("pod", "a", "b")}
+    assert len(shims) == 1
+
+    daemon.kill()
+    daemon.start()
+    assert daemon.ctr("task", "ls", "-q").stdout.split() == ["a", "b", "pod"]
+    assert "exit code 137" in daemon.ctr("task", "rm", "-f", "a").stderr
+    assert daemon.ctr("task", "ls", "-q").stdout.split() == ["b", "pod"]
+
+    with daemon.events("topic==/tasks/exit") as events:
+        os.kill(shims.pop(), signal.SIGKILL)
+        told = [TaskExit.FromString(next(events).event.value) for _ in range(2)]
+    assert sorted((event.container_id, event.exit_status) for event in told) == [("b", 137), ("pod", 137)]
+    assert daemon.ctr("task", "ls", "-q").stdout == ""
+    for id in ("pod", "a", "b"):
+        daemon.ctr("containers", "rm", id)

@@ -146,3 +146,34 @@ def test_an_event_needs_namespace_and_timestamp():
 def test_a_filter_that_does_not_parse_is_refused():
     with pytest.raises(InvalidArgument), EventBus().subscribe(["topic=="]):
         pass
+
+
+def ids(envelopes: list[types_pb2.Envelope]) -> list[str]:
+    return [events_pb2.TaskExit.FromString(envelope.event.value).id for envelope in envelopes]
+
+
+async def test_what_happened_before_the_bus_was_there_is_told_to_each_who_comes_soon():
+    sent = types_pb2.Envelope(namespace="ns", topic="/tasks/exit")
+    sent.timestamp.GetCurrentTime()  # by a shim that found no daemon
+    sent.event.value = exited("queued").SerializeToString()
+    bus = EventBus()
+    with bus.subscribe() as early:
+        bus.publish("ns", "/tasks/exit", exited("found"), was_missed=True)
+        bus.forward(sent)
+        bus.publish("ns", "/tasks/exit", exited("new"))
+        with bus.subscribe() as late, bus.subscribe(["namespace==other"]) as other:
+            bus.publish("ns", "/tasks/exit", exited("newer"))
+            assert ids(await received(bus, early)) == ["found", "queued", "new", "newer"]
+            assert ids(await received(bus, late)) == ["found", "queued", "newer"]
+            assert ids(await received(bus, other)) == []
+
+
+async def test_what_was_missed_is_not_kept_for_ever(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("runtimed.events.time.monotonic", lambda: now)
+    bus = EventBus()
+    bus.publish("ns", "/tasks/exit", exited("found"), was_missed=True)
+    now += 15
+    bus.publish("ns", "/tasks/exit", exited("found late"), was_missed=True)
+    with bus.subscribe() as late:
+        assert ids(await received(bus, late)) == []

@@ -3,10 +3,7 @@
 import asyncio
 import json
 import os
-import secrets
-import shutil
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,69 +14,10 @@ from runtimed.metadata.containers import Opaque
 from runtimed.mounts import Mount
 from runtimed.tasks.client import Status, Stdio
 from runtimed.tasks.making import NewTask
-from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone, short_home
+from tests.fakes.tasks import NS, SPEC_TYPE, gone, process
 from tests.processes import children
 
 pytestmark = pytest.mark.root
-
-BUSYBOX = Path("/bin/busybox")
-
-
-@pytest.fixture
-def home():
-    with short_home() as home:
-        yield home
-
-
-@pytest.fixture
-def rootfs(home):
-    for name in ("bin", "proc", "dev"):
-        (home / "rootfs" / name).mkdir(parents=True)
-    shutil.copy(BUSYBOX, home / "rootfs/bin/busybox")
-    return home / "rootfs"
-
-
-@pytest.fixture
-def cgroup():
-    """The parent of a test's cgroups, in every hierarchy."""
-    parent = f"rt-test-{secrets.token_hex(4)}"
-    yield f"/{parent}"
-    for directory in [*Path("/sys/fs/cgroup").glob(parent), *Path("/sys/fs/cgroup").glob(f"*/{parent}")]:
-        directory.rmdir()
-
-
-@pytest.fixture
-async def daemon(home, cgroup):
-    daemon = await TaskDaemon(home).start()
-    yield daemon
-    for task in await daemon.tasks.list(NS):
-        with suppress(RuntimedError):
-            await daemon.tasks.kill(NS, task.container_id, "", signal.SIGKILL, all=True)
-            await daemon.tasks.wait(NS, task.container_id, "")
-        await daemon.tasks.delete(NS, task.container_id)
-    await daemon.stop()
-
-
-@pytest.fixture
-def spec(rootfs, cgroup):
-    def spec(script: str) -> dict[str, object]:
-        """An OCI runtime spec that runs *script*."""
-        return {
-            "ociVersion": "1.0.2",
-            "root": {"path": str(rootfs)},
-            "process": process(script),
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-            "linux": {
-                "cgroupsPath": f"{cgroup}/{secrets.token_hex(4)}",
-                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],
-            },
-        }
-
-    return spec
-
-
-def process(script: str) -> dict[str, object]:
-    return {"cwd": "/", "args": ["/bin/busybox", "sh", "-c", script], "user": {"uid": 0, "gid": 0}}
 
 
 async def test_a_container_runs_to_its_exit_status(daemon, spec, home):

@@ -300,6 +300,7 @@ class Launcher:
                         TTRPC_ADDRESS=self._ttrpc_address,
                         GRPC_ADDRESS=self._grpc_address,
                         NAMESPACE=bundle.namespace if bundle else "",
+                        RUNTIMED_RUNC_ROOT=str(self._runc_root),  # for our own, where the bundle does not say
                     ),
                     process_group=0,
                 )

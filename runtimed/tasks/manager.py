@@ -167,7 +167,11 @@ class TaskManager:
 
     async def delete_exec(self, namespace: str, id: str, exec_id: str) -> Exit:
         """Remove an exec that has ended; return how."""
-        return await self._table.get(namespace, id).client.delete(exec_id)
+        task = self._table.get(namespace, id)
+        await hit_async("exec.deleting")
+        exit = await task.client.delete(exec_id)
+        await hit_async("exec.deleted")
+        return exit
 
     async def pids(self, namespace: str, id: str) -> Sequence[tuple[int, Opaque]]:
         """Return every process of a task with what the shim knows of it."""

@@ -1,10 +1,13 @@
 """The daemon is killed while it makes containers: whatever the moment, the next one has nothing half-made."""
 
 import json
+import os
 import secrets
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -14,6 +17,7 @@ from runtimed.api import containers_pb2, task_types_pb2, tasks_pb2
 from runtimed.api.containers_pb2_grpc import ContainersStub
 from runtimed.api.tasks_pb2_grpc import TasksStub
 from tests.daemon import PrivateDaemon, private_daemon
+from tests.processes import children
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -66,17 +70,59 @@ class Client:
     def start(self, id: str) -> None:
         self.tasks.Start(tasks_pb2.StartRequest(container_id=id), metadata=self._metadata, timeout=10)
 
-    def status(self, id: str) -> int | None:
+    def status(self, id: str, exec_id: str = "") -> int | None:
         try:
-            found = self.tasks.Get(tasks_pb2.GetRequest(container_id=id), metadata=self._metadata, timeout=10)
+            request = tasks_pb2.GetRequest(container_id=id, exec_id=exec_id)
+            found = self.tasks.Get(request, metadata=self._metadata, timeout=10)
         except grpc.RpcError as exc:
             if exc.code() is grpc.StatusCode.NOT_FOUND:
                 return None
             raise
         return int(found.process.status)
 
+    def kill(self, id: str, exec_id: str = "") -> int:
+        """Kill a process and return the exit status it had."""
+        request = tasks_pb2.KillRequest(container_id=id, exec_id=exec_id, signal=9)
+        self.tasks.Kill(request, metadata=self._metadata, timeout=10)
+        wait = tasks_pb2.WaitRequest(container_id=id, exec_id=exec_id)
+        return int(self.tasks.Wait(wait, metadata=self._metadata, timeout=10).exit_status)
+
+    def exec(self, id: str, exec_id: str) -> None:
+        request = tasks_pb2.ExecProcessRequest(container_id=id, exec_id=exec_id)
+        request.spec.type_url = SPEC_TYPE.replace("Spec", "Process")
+        request.spec.value = json.dumps(
+            {"cwd": "/", "args": ["/bin/busybox", "sleep", "1000"], "user": {"uid": 0, "gid": 0}}
+        ).encode()
+        self.tasks.Exec(request, metadata=self._metadata, timeout=10)
+
+    def start_exec(self, id: str, exec_id: str) -> None:
+        request = tasks_pb2.StartRequest(container_id=id, exec_id=exec_id)
+        self.tasks.Start(request, metadata=self._metadata, timeout=10)
+
+    def delete_exec(self, id: str, exec_id: str) -> None:
+        request = tasks_pb2.DeleteProcessRequest(container_id=id, exec_id=exec_id)
+        self.tasks.DeleteProcess(request, metadata=self._metadata, timeout=10)
+
     def delete(self, id: str) -> None:
         self.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), metadata=self._metadata, timeout=10)
+
+
+def nothing_of_tasks(daemon: PrivateDaemon) -> None:
+    assert list(daemon.state.glob("io.containerd.runtime.v2.task/*/*")) == []
+    assert list((daemon.state / "s").iterdir()) == []
+    assert list(daemon.state.glob("runc/*/*")) == []
+
+
+def shims(daemon: PrivateDaemon) -> list[int]:
+    """Return the pids of the shims that work in one of the daemon's bundles, deleted ones too."""
+    bundles = f"{daemon.state}/io.containerd.runtime.v2.task/"
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_shim = (entry / "comm").read_text() == "runtimed-shim\n"
+            if is_shim and str((entry / "cwd").readlink()).startswith(bundles):
+                found.append(int(entry.name))
+    return found
 
 
 def killed_during_create(daemon: PrivateDaemon, id: str, after_s: float) -> bool:
@@ -115,18 +161,11 @@ def test_a_daemon_that_dies_while_it_creates_leaves_a_whole_task_or_a_free_name(
         client.create(id)
     client.start(id)
     assert client.status(id) == task_types_pb2.RUNNING
-    client.tasks.Kill(
-        tasks_pb2.KillRequest(container_id=id, signal=9), metadata=(("containerd-namespace", daemon.namespace),)
-    )
-    client.tasks.Wait(
-        tasks_pb2.WaitRequest(container_id=id), metadata=(("containerd-namespace", daemon.namespace),), timeout=10
-    )
+    client.kill(id)
     client.delete(id)
     assert client.status(id) is None
     client.channel.close()
-    assert list(daemon.state.glob("io.containerd.runtime.v2.task/*/*")) == []
-    assert list((daemon.state / "s").iterdir()) == []
-    assert list(daemon.state.glob("runc/*/*")) == []
+    nothing_of_tasks(daemon)
 
 
 STEPS = {
@@ -151,16 +190,14 @@ STATUS = {
 }
 
 
-def lived(client: Client, daemon: PrivateDaemon, id: str) -> None:
+def lived(client: Client, id: str) -> None:
     """Lead a task from where it is to its end."""
-    metadata = (("containerd-namespace", daemon.namespace),)
     if client.status(id) is None:
         client.create(id)
     if client.status(id) == task_types_pb2.CREATED:
         client.start(id)
     if client.status(id) == task_types_pb2.RUNNING:
-        client.tasks.Kill(tasks_pb2.KillRequest(container_id=id, signal=9), metadata=metadata, timeout=10)
-        client.tasks.Wait(tasks_pb2.WaitRequest(container_id=id), metadata=metadata, timeout=10)
+        client.kill(id)
     client.delete(id)
 
 
@@ -173,15 +210,129 @@ def test_a_daemon_that_dies_at_a_step_leaves_a_whole_task_or_none(daemon, rootfs
     client = Client(daemon)
     client.record(id, rootfs)
     with pytest.raises(grpc.RpcError):
-        lived(client, daemon, id)
+        lived(client, id)
     client.channel.close()
     daemon.kill()
     daemon.environment = {}
     daemon.start()
     client = Client(daemon)
     assert client.status(id) == STATUS[STEPS[step]]
-    lived(client, daemon, id)
+    lived(client, id)
     client.channel.close()
-    assert list(daemon.state.glob("io.containerd.runtime.v2.task/*/*")) == []
-    assert list((daemon.state / "s").iterdir()) == []
-    assert list(daemon.state.glob("runc/*/*")) == []
+    nothing_of_tasks(daemon)
+
+
+def exec_lived(client: Client, id: str) -> None:
+    """Lead an exec of a running task from where it is to its end."""
+    if client.status(id, "e") is None:
+        client.exec(id, "e")
+    if client.status(id, "e") == task_types_pb2.CREATED:
+        client.start_exec(id, "e")
+    if client.status(id, "e") == task_types_pb2.RUNNING:
+        assert client.kill(id, "e") == 137
+    client.delete_exec(id, "e")
+
+
+# The task's own start comes before that of the exec.
+EXEC_STEPS = {
+    "exec.begun=panic": "none",
+    "exec.added=panic": "created",
+    "start.begun=1*off->panic": "created",
+    "start.started=1*off->panic": "running",
+    "exec.deleting=panic": "stopped",
+    "exec.deleted=panic": "none",
+}
+
+
+@pytest.mark.parametrize("program", EXEC_STEPS)
+def test_a_daemon_that_dies_at_a_step_of_an_exec_leaves_it_whole_or_not_there(daemon, rootfs, program):
+    id = f"e-{secrets.token_hex(4)}"
+    daemon.stop()
+    daemon.environment = {"RUNTIMED_FAILPOINTS": program}
+    daemon.start()
+    client = Client(daemon)
+    client.record(id, rootfs)
+    client.create(id)
+    client.start(id)
+    with pytest.raises(grpc.RpcError):
+        exec_lived(client, id)
+    client.channel.close()
+    daemon.kill()
+    daemon.environment = {}
+    daemon.start()
+    client = Client(daemon)
+    assert client.status(id) == task_types_pb2.RUNNING
+    assert client.status(id, "e") == STATUS[EXEC_STEPS[program]]
+    exec_lived(client, id)
+    assert client.status(id, "e") is None
+    lived(client, id)
+    client.channel.close()
+    nothing_of_tasks(daemon)
+
+
+def churn(daemon: PrivateDaemon, id: str, rootfs: Path, stop: threading.Event) -> None:
+    """Make, exec in and remove a container over and over, whatever the daemon answers."""
+    while not stop.is_set():
+        client = Client(daemon)
+        for step in (
+            lambda client=client: client.record(id, rootfs),
+            lambda client=client: lived(client, id),
+            lambda client=client: (client.create(id), client.start(id)),
+            lambda client=client: exec_lived(client, id),
+        ):
+            with suppress(grpc.RpcError):
+                step()
+        client.channel.close()
+        stop.wait(0.01)  # a daemon that is away answers at once
+
+
+def test_a_daemon_that_is_killed_over_and_over_under_churn_has_a_shim_for_each_task(daemon, rootfs):
+    ids = [f"l-{secrets.token_hex(4)}" for _ in range(3)]
+    stop = threading.Event()
+    churning = [threading.Thread(target=churn, args=(daemon, id, rootfs, stop)) for id in ids]
+    for thread in churning:
+        thread.start()
+    for number in range(8):
+        stop.wait(0.2 + number * 0.07)
+        daemon.kill()
+        daemon.start()
+    stop.set()
+    for thread in churning:
+        thread.join()
+    daemon.kill()
+    daemon.start()
+    client = Client(daemon)
+    tasks = [id for id in ids if client.status(id) is not None]
+    assert len(shims(daemon)) == len(tasks)
+    assert len(list((daemon.state / "s").iterdir())) == len(tasks)
+    for id in tasks:
+        lived(client, id)
+    client.channel.close()
+    assert shims(daemon) == []
+    nothing_of_tasks(daemon)
+
+
+def test_a_warm_parent_that_is_killed_under_churn_costs_no_task_and_leaves_no_shim(daemon, rootfs):
+    ids = [f"n-{secrets.token_hex(4)}" for _ in range(3)]
+    stop = threading.Event()
+    churning = [threading.Thread(target=churn, args=(daemon, id, rootfs, stop)) for id in ids]
+    for thread in churning:
+        thread.start()
+    for _ in range(5):
+        stop.wait(0.5)
+        for pid in children(daemon.pid):
+            with suppress(OSError):
+                if b"shim.nursery" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+                    shutil.rmtree(f"/tmp/runtimed-rehearsal-{pid}", ignore_errors=True)  # the one thing it can leave
+    stop.set()
+    for thread in churning:
+        thread.join()
+    client = Client(daemon)
+    tasks = [id for id in ids if client.status(id) is not None]
+    assert len(shims(daemon)) == len(tasks)
+    for id in tasks:
+        lived(client, id)
+    client.channel.close()
+    assert shims(daemon) == []
+    nothing_of_tasks(daemon)

@@ -85,7 +85,7 @@ class Exec(Process):
         files.remove(f"{self._init.bundle}/{self._name}.pid")
 
     async def _before_exit(self) -> None:
-        pass
+        self._init.look_for_oom()
 
     def _exit_event(self, exit: Exit) -> pb.TaskExit:
         at = pb.Timestamp.of(exit.at)

@@ -117,6 +117,19 @@ class Options(Message, full_name="containerd.runc.v1.Options"):
     criu_work_path: str = string(11)
 
 
+class CheckpointOptions(Message, full_name="containerd.runc.v1.CheckpointOptions"):
+    exit: bool = boolean(1)
+    open_tcp: bool = boolean(2)
+    external_unix_sockets: bool = boolean(3)
+    terminal: bool = boolean(4)
+    file_locks: bool = boolean(5)
+    empty_namespaces: list[str] = strings(6)
+    cgroups_mode: str = string(7)
+    image_path: str = string(8)
+    work_path: str = string(9)
+    parent_path: str = string(10)
+
+
 class ProcessDetails(Message, full_name="containerd.runc.v1.ProcessDetails"):
     exec_id: str = string(1)
 
@@ -236,6 +249,27 @@ class PauseRequest(Message, full_name="containerd.task.v3.PauseRequest"):
 
 class ResumeRequest(Message, full_name="containerd.task.v3.ResumeRequest"):
     id: str = string(1)
+
+
+class CheckpointTaskRequest(Message, full_name="containerd.task.v3.CheckpointTaskRequest"):
+    id: str = string(1)
+    path: str = string(2)
+    options: Any | None = message(3, Any)
+
+
+class UpdateTaskRequest(Message, full_name="containerd.task.v3.UpdateTaskRequest"):
+    """Without the annotations, of which runc makes nothing."""
+
+    id: str = string(1)
+    resources: Any | None = message(2, Any)
+
+
+class StatsRequest(Message, full_name="containerd.task.v3.StatsRequest"):
+    id: str = string(1)
+
+
+class StatsResponse(Message, full_name="containerd.task.v3.StatsResponse"):
+    stats: Any | None = message(1, Any)
 
 
 class ConnectRequest(Message, full_name="containerd.task.v3.ConnectRequest"):

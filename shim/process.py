@@ -19,9 +19,12 @@ from shim import messages as pb
 from shim.console import ConsoleSocket, Terminal
 from shim.exits import Child, Children, Exit
 from shim.forked import forked
+from shim.hierarchies import Cgroups
+from shim.oom import OomWatch
 from shim.options import Options
 from shim.proto import Message
 from shim.runc import Runc
+from shim.stats import stats
 from shim.stdio import Paths, Pipes
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ _ALLOWED = {
     "start": {Status.CREATED},
     "pause": {Status.RUNNING},
     "resume": {Status.RUNNING, Status.PAUSED},  # of a running one the runtime says itself what is wrong
+    "update": {Status.CREATED, Status.RUNNING, Status.PAUSED},
     "delete": {Status.CREATED, Status.STOPPED},
 }
 
@@ -212,6 +216,8 @@ class Init(Process):
         self.runc = runc
         self.execs: dict[str, Exec] = {}
         self._rootfs = f"{bundle}/rootfs"
+        self._cgroups = Cgroups("")
+        self._oom: OomWatch | None = None
         self._owns_pids = True
         self._is_flat = False  # nothing is mounted below the rootfs
 
@@ -237,6 +243,8 @@ class Init(Process):
             await self._undo_create(delete=not is_others, unmount=bool(mounts))
             raise
         self._owns_pids = _is_init_of_its_pids(self.pid)
+        self._cgroups = Cgroups.of(self.pid)
+        self._oom = OomWatch(self._cgroups, self._tell_oom)
         self.status = Status.CREATED
 
     async def _undo_create(self, *, delete: bool, unmount: bool) -> None:
@@ -279,6 +287,32 @@ class Init(Process):
             self.status = Status.RUNNING
             self._publish(pb.TaskResumed(container_id=self.id))
 
+    async def update(self, resources: bytes) -> None:
+        """Change limits, by the JSON of a LinuxResources."""
+        async with self._doing("update"):
+            await self.runc.update(self.id, resources)
+
+    def stats(self) -> pb.Any:
+        """Return what the container uses. Raises NotFound when its cgroup is gone."""
+        try:
+            return stats(self._cgroups)
+        except NotFound as exc:
+            raise NotFound(f"no metrics of {self.what}: {exc}") from None
+
+    def look_for_oom(self) -> None:
+        """Tell of a process that was killed for want of memory, before the end of a process is told."""
+        if self._oom is not None:
+            self._oom.look()
+
+    def _tell_oom(self) -> None:
+        self._publish(pb.TaskOOM(container_id=self.id))
+
+    def _end_oom(self) -> None:
+        if self._oom is not None:
+            self._oom.look()
+            self._oom.close()
+            self._oom = None
+
     async def delete(self) -> None:
         """Give back all that the container holds: streams, the runtime's state, the rootfs.
 
@@ -311,6 +345,7 @@ class Init(Process):
         with suppress(TimeoutError), loop.timeout(_EXECS_LIMIT_S):
             for process in list(self.execs.values()):
                 await process.settled()
+        self._end_oom()
 
     def _exit_event(self, exit: Exit) -> pb.TaskExit:
         at = pb.Timestamp.of(exit.at)

@@ -114,6 +114,9 @@ class Message:
             value = own.get(field.name, field.default)
             if value == field.default and not isinstance(value, Message):
                 continue
+            if field.repeated and field.kind == "unsigned":
+                _encode_packed(encoded, field, value)
+                continue
             for one in value if field.repeated else (value,):
                 _encode(encoded, field, one)
         return bytes(encoded)
@@ -150,6 +153,16 @@ def _encode(encoded: bytearray, field: _Field, value: Any) -> None:
             _put_varint(encoded, field.number << 3 | _BYTES)
             _put_varint(encoded, len(value))
             encoded += value
+
+
+def _encode_packed(encoded: bytearray, field: _Field, values: list[int]) -> None:
+    numbers = bytearray()
+    for value in values:
+        _put_varint(numbers, value & _MASK)
+    if numbers:
+        _put_varint(encoded, field.number << 3 | _BYTES)
+        _put_varint(encoded, len(numbers))
+        encoded += numbers
 
 
 def _put_varint(encoded: bytearray, value: int) -> None:

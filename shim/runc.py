@@ -96,6 +96,16 @@ class Runc:
     async def resume(self, id: str) -> None:
         await self._run("resume", [id])
 
+    async def update(self, id: str, resources: bytes) -> None:
+        """Change the limits of a container, by the JSON of a LinuxResources."""
+        fd = os.memfd_create("resources")
+        try:
+            os.pwrite(fd, resources, 0)
+            # Not all take "-" for standard input; the file opened by this name is read from its beginning.
+            await self._run("update", ["--resources", "/proc/self/fd/0", id], stdin=fd)
+        finally:
+            os.close(fd)
+
     async def ps(self, id: str) -> list[int]:
         """Return the pids in the container's cgroup."""
         pids = json.loads(await self._run("ps", ["--format", "json", id]) or b"null")
@@ -115,6 +125,7 @@ class Runc:
         args: Sequence[str],
         stdio: Sequence[int] | None = None,
         *,
+        stdin: int | None = None,
         log: str | None = None,
         limit_s: float = _LIMIT_S,
     ) -> bytes:
@@ -126,7 +137,7 @@ class Runc:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             try:
-                child = self._children.spawn(argv, self._environment(), stdio or (null, output, output))
+                child = self._children.spawn(argv, self._environment(), stdio or (stdin or null, output, output))
             except OSError as exc:
                 raise FailedPrecondition(
                     f"OCI runtime {self.options.binary_name!r}: {exc.strerror}; install it on the PATH of the daemon,"

@@ -7,7 +7,7 @@ from typing import Any
 
 from runtimed.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, os_errors
 from runtimed.identifiers import validate
-from shim import cgroup, loop
+from shim import cgroup, loop, resources
 from shim import messages as pb
 from shim.events import Publisher
 from shim.exec import Exec as ExecProcess  # the RPC has the name Exec here
@@ -48,9 +48,11 @@ class TaskService:
             "Resume": pb.ResumeRequest,
             "ResizePty": pb.ResizePtyRequest,
             "CloseIO": pb.CloseIORequest,
+            "Update": pb.UpdateTaskRequest,
+            "Stats": pb.StatsRequest,
         }
     )
-    READS = frozenset({"State", "Wait", "Pids", "Connect", "Shutdown"})
+    READS = frozenset({"State", "Wait", "Pids", "Connect", "Shutdown", "Stats"})
 
     def __init__(self, namespace: str, runc_root: str, children: Children, publisher: Publisher) -> None:
         self.shutdown = loop.Event()  # set when the shim is asked to end, and may
@@ -203,6 +205,13 @@ class TaskService:
     async def Resume(self, request: pb.ResumeRequest) -> pb.Empty:
         await self._task(request.id).resume()
         return pb.Empty()
+
+    async def Update(self, request: pb.UpdateTaskRequest) -> pb.Empty:
+        await self._task(request.id).update(resources.from_any(request.resources))
+        return pb.Empty()
+
+    async def Stats(self, request: pb.StatsRequest) -> pb.StatsResponse:
+        return pb.StatsResponse(stats=self._task(request.id).stats())
 
     async def ResizePty(self, request: pb.ResizePtyRequest) -> pb.Empty:
         self._process(request).resize(request.width, request.height)

@@ -34,6 +34,7 @@ RESPONSES = {
     "Delete": pb.DeleteResponse,
     "Pids": pb.PidsResponse,
     "Connect": pb.ConnectResponse,
+    "Stats": pb.StatsResponse,
 }
 
 
@@ -236,7 +237,16 @@ def bundle(tmp_path):
     """Make a bundle for a shell script."""
 
     def make(
-        script="", *, args=None, name="", terminal=False, user=None, pid_namespace=True, hooks=None, annotations=None
+        script="",
+        *,
+        args=None,
+        name="",
+        terminal=False,
+        user=None,
+        pid_namespace=True,
+        hooks=None,
+        annotations=None,
+        resources=None,
     ):
         path = tmp_path / (name or f"bundle-{uuid.uuid4().hex[:8]}")
         (path / "rootfs").mkdir(parents=True)
@@ -260,6 +270,7 @@ def bundle(tmp_path):
             "linux": {
                 "namespaces": [{"type": kind} for kind in kinds],
                 "cgroupsPath": f"/{CGROUPS}-{uuid.uuid4().hex}",
+                "resources": resources or {},
             },
             "hooks": hooks or {},
             "annotations": annotations or {},

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from runtimed.api import (  # noqa: F401
     bootstrap_pb2,
+    cgroups_v1_pb2,
+    cgroups_v2_pb2,
     events_pb2,
     events_ttrpc_pb2,
     runc_options_pb2,
@@ -14,11 +16,15 @@ from runtimed.api import (  # noqa: F401
     ttrpc_pb2,
     types_pb2,
 )
-from shim import messages, proto
+from shim import messages, metrics_v1, metrics_v2, proto
 
-MESSAGES = [kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, proto.Message)]
-MESSAGES.remove(proto.Message)
-PARTIAL = {"BootstrapParams", "BootstrapResult", "Options", "RuntimeInfo", "RpcStatus"}
+MESSAGES = [
+    kind
+    for module in (messages, metrics_v1, metrics_v2)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, proto.Message) and kind is not proto.Message
+]
+PARTIAL = {"BootstrapParams", "BootstrapResult", "Metrics", "Options", "RuntimeInfo", "RpcStatus", "UpdateTaskRequest"}
 KINDS = {
     "string": {9},
     "bytes": {12},
@@ -34,7 +40,7 @@ def stub(kind):
     return message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(kind.FULL_NAME))
 
 
-@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.FULL_NAME)
 def test_fields_are_those_of_the_stub(kind):
     theirs = {field.number: field for field in stub(kind).DESCRIPTOR.fields}
     if kind.__name__ not in PARTIAL:
@@ -67,7 +73,7 @@ def made(kind):
     return st.fixed_dictionaries({}, optional=fields).map(lambda values: kind(**values))
 
 
-@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.FULL_NAME)
 def test_the_library_reads_what_it_writes_and_the_other_way_round(kind):
     library = stub(kind)
 

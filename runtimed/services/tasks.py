@@ -1,4 +1,4 @@
-"""The Tasks service. Checkpoint, Update and Metrics are not offered yet."""
+"""The Tasks service. Checkpoint is not offered yet."""
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
@@ -82,6 +82,18 @@ class TasksService(TasksServicer):
     async def Resume(self, request: pb.ResumeTaskRequest, context: Context) -> Empty:
         await self._tasks.resume(namespace_of(context), request.container_id)
         return Empty()
+
+    async def Update(self, request: pb.UpdateTaskRequest, context: Context) -> Empty:
+        resources = Opaque(request.resources.type_url, request.resources.value)
+        await self._tasks.update(namespace_of(context), request.container_id, resources, dict(request.annotations))
+        return Empty()
+
+    async def Metrics(self, request: pb.MetricsRequest, context: Context) -> pb.MetricsResponse:
+        response = pb.MetricsResponse()
+        for found in await self._tasks.metrics(namespace_of(context), request.filters):
+            metric = response.metrics.add(id=found.id, timestamp=timestamp(found.collected_at))
+            metric.data.CopyFrom(AnyMessage(type_url=found.data.type_url, value=found.data.value))
+        return response
 
     async def ListPids(self, request: pb.ListPidsRequest, context: Context) -> pb.ListPidsResponse:
         response = pb.ListPidsResponse()

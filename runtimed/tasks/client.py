@@ -5,7 +5,7 @@ Versions 2 and 3 of the Task API have the same messages under two names, so thos
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -170,6 +170,16 @@ class TaskClient:
 
     async def resume(self) -> None:
         await self._call("Resume", pb.ResumeRequest(id=self._id), Empty)
+
+    async def update(self, resources: Opaque, annotations: Mapping[str, str]) -> None:
+        """Change limits."""
+        request = pb.UpdateTaskRequest(id=self._id, resources=_any(resources), annotations=annotations)
+        await self._call("Update", request, Empty)
+
+    async def stats(self, timeout_s: float) -> Opaque:
+        """Return what the task uses, in a message of the shim's choice. Raises NotFound if that is not known."""
+        response = await self._call("Stats", pb.StatsRequest(id=self._id), pb.StatsResponse, timeout_s)
+        return Opaque(response.stats.type_url, response.stats.value)
 
     async def shutdown(self, timeout_s: float) -> None:
         """Ask the shim to end; it does once it holds no container."""

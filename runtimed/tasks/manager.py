@@ -7,7 +7,7 @@ again in :mod:`runtimed.tasks.loading`; the rest of the Task API is here.
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtimed.errors import DeadlineExceeded, NotFound, Unavailable
@@ -24,6 +24,7 @@ from runtimed.tasks.groups import Groups
 from runtimed.tasks.launch import Launcher
 from runtimed.tasks.loading import Loader
 from runtimed.tasks.making import Maker, NewTask
+from runtimed.tasks.metrics import Metric, collect
 from runtimed.tasks.table import Table, not_found
 
 _KILL_WITHIN_S = 10.0
@@ -188,3 +189,12 @@ class TaskManager:
 
     async def resume(self, namespace: str, id: str) -> None:
         await self._table.get(namespace, id).client.resume()
+
+    async def update(self, namespace: str, id: str, resources: Opaque, annotations: Mapping[str, str]) -> None:
+        """Change what a task may use. Raises InvalidArgument for what are no resources."""
+        await self._table.get(namespace, id).client.update(resources, annotations)
+
+    async def metrics(self, namespace: str, filters: Sequence[str]) -> Sequence[Metric]:
+        """Return what those tasks use that the filters mean."""
+        clients = {task.bundle.id: task.client for task in self._table if task.bundle.namespace == namespace}
+        return await collect(namespace, clients, filters)

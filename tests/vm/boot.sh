@@ -17,6 +17,7 @@ ip link set lo up
 mkdir -p /lib/modules && ln -sfn "$MODULES" "/lib/modules/$(uname -r)"
 for program in criu crun; do [ ! -e "$PROGRAMS/$program" ] || ln -sf "$PROGRAMS/$program" /usr/local/sbin/; done
 [ ! -e "$PROGRAMS/libyajl.so.2" ] || ln -sf "$PROGRAMS/libyajl.so.2" /usr/local/lib/ && /sbin/ldconfig
+mkdir /run/checkout && mount --bind "$DIRECTORY" /run/checkout
 if [ -b /dev/vda ]; then
     mkdir -p /data
     mount -t ext4 -o "$DATA_OPTIONS" /dev/vda /data || echo 'the data disk cannot be mounted' > /dev/ttyS1
@@ -25,9 +26,15 @@ if [ -b /dev/vda ]; then
 else
     mount -t tmpfs -o mode=1777 tmp /tmp
 fi
+if [ ! -d "$DIRECTORY" ]; then  # it is below what has just been mounted
+    mkdir -p "$DIRECTORY"
+    mount --bind /run/checkout "$DIRECTORY"
+fi
+umount /run/checkout
 stty -F /dev/ttyS1 raw -echo
 cd "$DIRECTORY" || exit
 sh /run/guest/command < /dev/null > /dev/ttyS1 2>&1
 echo "guest: exit status $?" > /dev/ttyS1
-umount /tmp /data 2> /dev/null
+cd /
+umount "$DIRECTORY" /tmp /data 2> /dev/null
 busybox poweroff -f

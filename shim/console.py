@@ -15,7 +15,7 @@ from typing import Self
 
 from runtimed.errors import Internal, os_errors
 from shim import stdio
-from shim.pump import Pump
+from shim.sinks import Sinks
 
 _MAX_SIZE = 0xFFFF  # of struct winsize
 
@@ -80,14 +80,14 @@ class ConsoleSocket:
 
 
 class Terminal:
-    """The client's side of a terminal: two FIFOs, and the master between them once there is one."""
+    """The client's side of a terminal: input and output, and the master between them once there is one."""
 
-    def __init__(self, paths: stdio.Paths, uid: int = 0, gid: int = 0) -> None:
-        self._output = stdio.Output.open(paths.stdout, "stdout", uid, gid)
+    def __init__(self, paths: stdio.Paths, sinks: Sinks) -> None:
+        self._output = sinks.output(paths.stdout, "stdout")
         self._input_path = ""
         self._source = stdio.Source()
         self._master = -1
-        self._pump: Pump | None = None
+        self._taking: stdio.Taking | None = None
         self._size: tuple[int, int] | None = None
         try:
             if paths.stdin:
@@ -101,8 +101,7 @@ class Terminal:
         self._master = master
         if self._size is not None:
             self.resize(*self._size)
-        os.set_blocking(self._output.writer, False)
-        self._pump = Pump(master, self._output.writer, self._output.handed_over)
+        self._taking = self._output.take(master)
 
     def handed_over(self) -> None:
         """Nothing: the process has its ends from the runtime."""
@@ -127,13 +126,13 @@ class Terminal:
 
     async def drained(self) -> None:
         """Wait until the client has been given everything that the process has written."""
-        if self._pump is not None:
-            await self._pump.ended.wait()
+        if self._taking is not None:
+            await self._taking.ended.wait()
 
     def close(self) -> None:
         self._source.close()
-        if self._pump is not None:
-            self._pump.stop()
+        if self._taking is not None:
+            self._taking.stop()
         self._output.close()
         if self._master >= 0:
             os.close(self._master)

@@ -9,6 +9,7 @@ from shim import files
 from shim import messages as pb
 from shim.exits import Children, Exit
 from shim.process import Init, Process, Publish, Status
+from shim.sinks import Origin
 from shim.stdio import Paths
 
 
@@ -55,8 +56,9 @@ class Exec(Process):
                         self._init.id, stdio, process=process, pid_file=pid_file, console_socket=console_socket
                     )
 
-                options = self._init.runc.options
-                await self._launch(launch, self._init.bundle, self._name, options.io_uid, options.io_gid)
+                runc = self._init.runc
+                origin = Origin(self._children, runc.namespace, self.id, runc.options.io_uid, runc.options.io_gid)
+                await self._launch(launch, self._init.bundle, self._name, origin)
             finally:
                 files.remove(process)  # it has the environment in it
             self.status = Status.RUNNING

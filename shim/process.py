@@ -24,6 +24,7 @@ from shim.oom import OomWatch
 from shim.options import Options
 from shim.proto import Message
 from shim.runc import Runc
+from shim.sinks import Origin, Sinks
 from shim.stats import stats
 from shim.stdio import Paths, Pipes
 
@@ -73,6 +74,7 @@ class Process(ABC):
         self._publish = publish
         self._child: Child | None = None
         self._streams: Pipes | Terminal | None = None
+        self._sinks: Sinks | None = None  # with the streams
         self._size: tuple[int, int] | None = None
         self._watching: loop.Task[None] | None = None
         self.lock = loop.Lock()  # one action at a time; an exit is published between two
@@ -115,24 +117,28 @@ class Process(ABC):
         """
         return _Action(self, action)
 
-    async def _launch(self, launch: Launch, bundle: str, name: str, uid: int, gid: int) -> None:
+    async def _launch(self, launch: Launch, bundle: str, name: str, origin: Origin) -> None:
         """Have the runtime make the process, with its streams, and begin to watch it."""
-        streams = Terminal(self.paths, uid, gid) if self.terminal else Pipes(self.paths, uid, gid)
-        self._children.expect()
+        sinks = Sinks(origin)
+        streams: Pipes | Terminal | None = None
         try:
-            if isinstance(streams, Terminal):
-                await _launch_on(streams, launch, bundle, name)
-            else:
-                await launch(streams.fds, "")
-            streams.handed_over()
-            self._child = self._children.adopt(_read_pid(f"{bundle}/{name}.pid"))
+            streams = Terminal(self.paths, sinks) if self.terminal else Pipes(self.paths, sinks)
+            await sinks.open()
+            self._children.expect()
+            try:
+                if isinstance(streams, Terminal):
+                    await _launch_on(streams, launch, bundle, name)
+                else:
+                    await launch(streams.fds, "")
+                streams.handed_over()
+                self._child = self._children.adopt(_read_pid(f"{bundle}/{name}.pid"))
+            finally:
+                self._children.expect_no_more()
         except BaseException:
-            streams.close()
+            await _closed(streams, sinks)
             raise
-        finally:
-            self._children.expect_no_more()
         self.pid = self._child.pid
-        self._streams = streams
+        self._streams, self._sinks = streams, sinks
         if self._size is not None:
             streams.resize(*self._size)
         self._watching = loop.spawn(self._watch(self._child))
@@ -149,17 +155,20 @@ class Process(ABC):
         async with self.lock:
             pass  # a start under way is published before the exit
         await self._before_exit()
+        if self._sinks is not None:
+            self._sinks.settle()
         self.status = Status.STOPPED
         self.exit = exit
         self._publish(self._exit_event(exit))
         self.exited.set()
 
     async def _close_streams(self) -> None:
-        if self._streams is not None:
+        if self._streams is not None and self._sinks is not None:
             with suppress(TimeoutError), loop.timeout(_DRAIN_LIMIT_S):
                 await self._streams.drained()
-            self._streams.close()
-            self._streams = None
+                await self._sinks.drained()
+            await _closed(self._streams, self._sinks)
+            self._streams = self._sinks = None
 
     @abstractmethod
     async def _before_exit(self) -> None:
@@ -192,6 +201,13 @@ class _Action:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._process.lock.release()
+
+
+async def _closed(streams: Pipes | Terminal | None, sinks: Sinks) -> None:
+    if streams is not None:
+        streams.close()
+    sinks.close()
+    await sinks.closed()
 
 
 async def _launch_on(terminal: Terminal, launch: Launch, bundle: str, name: str) -> None:
@@ -238,7 +254,8 @@ class Init(Process):
         try:
             self._is_flat = not any(mount.target for mount in mounts)
             await forked(self._children, _prepare, options, mounts, self.bundle)
-            await self._launch(launch, self.bundle, "init", options.io_uid, options.io_gid)
+            origin = Origin(self._children, self.runc.namespace, self.id, options.io_uid, options.io_gid)
+            await self._launch(launch, self.bundle, "init", origin)
         except BaseException:
             await self._undo_create(delete=not is_others, unmount=bool(mounts))
             raise

@@ -35,12 +35,12 @@ class Runc:
     def __init__(self, children: Children, options: Options, namespace: str, bundle: str) -> None:
         self._children = children
         self.options = options
-        self._namespace = namespace
+        self.namespace = namespace
         self._bundle = bundle
 
     def knows(self, id: str) -> bool:
         """Return whether the runtime has state of a container *id*, running or not."""
-        return os.access(f"{self.options.root}/{self._namespace}/{id}", os.F_OK)
+        return os.access(f"{self.options.root}/{self.namespace}/{id}", os.F_OK)
 
     async def create(self, id: str, stdio: Sequence[int], *, pid_file: str, console_socket: str = "") -> None:
         """Create a container whose first process has the descriptors *stdio*; its pid is then in *pid_file*."""
@@ -158,7 +158,7 @@ class Runc:
                 files.remove(own_log)
 
     def _argv(self, log: str, command: str, args: Sequence[str]) -> list[str]:
-        argv = [self.options.binary_name, "--root", f"{self.options.root}/{self._namespace}"]
+        argv = [self.options.binary_name, "--root", f"{self.options.root}/{self.namespace}"]
         argv += ["--log", log, "--log-format", "json"]
         if self.options.systemd_cgroup:
             argv.append("--systemd-cgroup")

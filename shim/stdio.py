@@ -1,7 +1,7 @@
 """The streams of a process.
 
 A stream is named by a path or URI: "" is /dev/null; a FIFO, which the client makes and opens; ``fifo://PATH``;
-``file://PATH``, or the path of a regular file, to which output is appended.
+``file://PATH``, or the path of a regular file, to which output is appended. ``shim.sinks`` has more, for output.
 
 Output FIFOs are handed to the container itself; no byte passes through the shim. Input is a pipe that the shim feeds
 from the client's FIFO, because the shim must be able to end it (CloseIO) while the client still has its end open, and
@@ -13,10 +13,14 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from runtimed.errors import InvalidArgument, os_errors
+from shim import loop
 from shim.pump import Pump
+
+if TYPE_CHECKING:
+    from shim.sinks import Sinks
 
 
 class Paths(NamedTuple):
@@ -33,10 +37,23 @@ def path_of(uri: str, stream: str) -> str:
     if not separator:
         path = uri
     elif scheme not in {"fifo", "file"}:
-        raise InvalidArgument(f"{stream} {uri!r}: scheme {scheme!r} is not supported, use a FIFO or file://")
+        others = "" if stream == "stdin" else ", file://, cri:// or binary://"
+        raise InvalidArgument(f"{stream} {uri!r}: scheme {scheme!r} is not supported, use a FIFO{others}")
+    elif scheme == "file" and "%" in path:
+        from urllib.parse import unquote  # here: of no use to most
+
+        path = unquote(path)
     if not path.startswith("/") or "\0" in path:
         raise InvalidArgument(f"{stream} {uri!r}: the path must be absolute")
     return path
+
+
+class Taking(Protocol):
+    """What takes the output of a terminal, until *ended*."""
+
+    ended: loop.Event
+
+    def stop(self) -> None: ...
 
 
 class Output:
@@ -62,6 +79,7 @@ class Output:
         path = path_of(uri, stream)
         if uri.startswith("file://"):
             with os_errors(f"{stream} {uri!r}"):
+                os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120 - a string all the way
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
                 writer = os.open(path, flags, 0o644)
             return cls(_checked(writer, stream, uri, uid, gid, fifo=False))
@@ -69,12 +87,17 @@ class Output:
         both = _checked(_open_existing(path, os.O_RDWR, stream), stream, uri, uid, gid)
         try:
             if not stat.S_ISFIFO(os.fstat(both).st_mode):
-                return cls(_reopened(both, os.O_WRONLY | os.O_APPEND))
-            output = cls(_reopened(both, os.O_WRONLY))
-            output.reader = _reopened(both, os.O_RDONLY | os.O_NONBLOCK)
+                return cls(reopened(both, os.O_WRONLY | os.O_APPEND))
+            output = cls(reopened(both, os.O_WRONLY))
+            output.reader = reopened(both, os.O_RDONLY | os.O_NONBLOCK)
             return output
         finally:
             os.close(both)
+
+    def take(self, master: int) -> "Taking":
+        """Begin to move what comes from a terminal's *master*."""
+        os.set_blocking(self.writer, False)
+        return Pump(master, self.writer, self.handed_over)
 
     def handed_over(self) -> None:
         """Close the process's end: it has its own copy now, and the client must see the end when that is closed."""
@@ -133,12 +156,13 @@ class Input:
 class Pipes:
     """The three streams of a process without a terminal."""
 
-    def __init__(self, paths: Paths, uid: int = 0, gid: int = 0) -> None:
-        self._input = Input(paths.stdin, uid, gid)
+    def __init__(self, paths: Paths, sinks: "Sinks") -> None:
+        """Raises InvalidArgument, ...: one of *paths* cannot be opened. Those of *sinks* are for its owner to close."""
+        self._input = Input(paths.stdin, sinks.origin.uid, sinks.origin.gid)
         try:
-            self._stdout = Output.open(paths.stdout, "stdout", uid, gid)
+            self._stdout = sinks.output(paths.stdout, "stdout")
             try:
-                self._stderr = Output.open(paths.stderr, "stderr", uid, gid)
+                self._stderr = sinks.output(paths.stderr, "stderr")
             except BaseException:
                 self._stdout.close()
                 raise
@@ -187,7 +211,7 @@ class Source:
         """Open the FIFO *path*. Raises InvalidArgument if it is not there."""
         self._reader = _open_existing(path, os.O_RDONLY | os.O_NONBLOCK, "stdin")
         self.opened = True
-        self._holder = _reopened(self._reader, os.O_WRONLY)  # there is a reader, so it does not wait
+        self._holder = reopened(self._reader, os.O_WRONLY)  # there is a reader, so it does not wait
 
     def pump_to(self, writer: int, *, splice: bool, done: Callable[[], None]) -> None:
         """Move what comes to *writer* until the end, then close the FIFO and call *done*."""
@@ -242,7 +266,7 @@ def _checked(fd: int, stream: str, uri: str, uid: int, gid: int, *, fifo: bool =
     return fd
 
 
-def _reopened(fd: int, flags: int) -> int:
+def reopened(fd: int, flags: int) -> int:
     """Return another description of the file behind *fd*: the same file, whatever its path names by now."""
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
 

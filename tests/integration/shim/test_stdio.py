@@ -198,7 +198,9 @@ async def test_output_is_appended_to_a_file(shim, bundle, tmp_path):
         ({"stdin": "/dev/null"}, "stdin '/dev/null' is not a FIFO"),
         ({"stderr": "/"}, "stderr '/'"),
         ({"stdout": "relative"}, "must be absolute"),
-        ({"stdout": "binary:///bin/log?id=1"}, "scheme 'binary' is not supported"),
+        ({"stdin": "binary:///bin/log?id=1"}, "scheme 'binary' is not supported, use a FIFO$"),
+        ({"stdout": "http:///bin/log?id=1"}, "scheme 'http' is not supported, use a FIFO, file://"),
+        ({"stdout": "binary:///no/log?id=1"}, "stdout 'binary:///no/log.id=1': /no/log: No such file"),
     ],
 )
 async def test_a_stream_that_cannot_be_opened_fails_the_create(shim, bundle, streams, message):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from runtimed.errors import InvalidArgument, RuntimedError
+from shim.exits import Children
+from shim.sinks import Origin, Sinks
 from shim.stdio import Output, Paths, Pipes, path_of
 from tests.unit.shim.loops import on_loop
 
@@ -42,14 +44,24 @@ def test_a_path_of_a_regular_file_is_appended_to(tmp_path):
     assert (tmp_path / "log").read_text() == "before\nafter\n"
 
 
+def test_a_file_uri_may_have_escapes_and_its_directories_are_made(tmp_path):
+    output = Output.open(f"file://{tmp_path}/a%20b/c/log", "stdout")
+    os.write(output.writer, b"text\n")
+    output.close()
+    assert (tmp_path / "a b" / "c" / "log").read_text() == "text\n"
+
+
+def test_a_path_alone_is_taken_as_it_is(tmp_path):
+    assert path_of("/a%20b", "stdout") == "/a%20b"
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
         ("relative", "must be absolute"),
         ("file://relative", "must be absolute"),
         ("/a\0b", "must be absolute"),
-        ("binary:///x", "scheme 'binary' is not supported"),
-        ("http://x/y", "scheme 'http'"),
+        ("http://x/y", "scheme 'http' is not supported, use a FIFO, file://, cri:// or binary://"),
     ],
 )
 def test_what_is_no_stream_is_refused(uri, message):
@@ -65,7 +77,7 @@ def open_fds():
 async def test_a_stream_that_fails_closes_those_before_it(tmp_path):
     before = open_fds()
     with pytest.raises(InvalidArgument):
-        Pipes(Paths(fifo(tmp_path / "in"), fifo(tmp_path / "out"), "/no/such"))
+        Pipes(Paths(fifo(tmp_path / "in"), fifo(tmp_path / "out"), "/no/such"), Sinks(Origin(Children(), "ns", "c1")))
     assert open_fds() == before
 
 

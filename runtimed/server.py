@@ -113,7 +113,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         )
         held.push_async_callback(tasks.close)
         await tasks.load()
-        await pull.recover(database, snapshotters)
+        await pull.recover(database, content, snapshotters)
 
         collector = Collector(database, content, snapshotters, events, config.gc)
         streams = Streams()

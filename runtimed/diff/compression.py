@@ -63,7 +63,7 @@ def of(media_type: str, start: bytes) -> Compression:
     Raises:
         InvalidArgument: not a layer's media type, one that cannot be applied here, or *start* does not agree with it.
     """
-    found = _by_magic(start)
+    found = by_magic(start)
     if media_type == _DOCKER:
         return found
     declared = _COMPRESSIONS.get(media_type)
@@ -82,14 +82,6 @@ def _why_not(media_type: str) -> str:
     return "is not a layer that can be applied; known are OCI and Docker layers, plain or with gzip or zstd"
 
 
-def _by_magic(start: bytes) -> Compression:
-    if start.startswith(_GZIP_MAGIC):
-        return Compression.GZIP
-    if start.startswith(_ZSTD_MAGIC) or (len(start) >= 4 and _is_skippable(start)):
-        return Compression.ZSTD
-    return Compression.NONE
-
-
 @contextmanager
 def opened(blob: Path, media_type: str) -> Iterator[Readable]:
     """Hold the layer *blob* open for reading its uncompressed tar archive.
@@ -106,6 +98,37 @@ def opened(blob: Path, media_type: str) -> Iterator[Readable]:
         start = file.read(4)
         file.seek(0)
         yield uncompressed(file, of(media_type, start))
+
+
+def by_magic(start: bytes) -> Compression:
+    """Return how the data that begins with *start* is compressed, as far as it shows."""
+    if start.startswith(_GZIP_MAGIC):
+        return Compression.GZIP
+    if start.startswith(_ZSTD_MAGIC) or (len(start) >= 4 and _is_skippable(start)):
+        return Compression.ZSTD
+    return Compression.NONE
+
+
+def detected(file: Readable) -> Readable:
+    """Return the uncompressed contents of *file*, however it is compressed."""
+    start = b""
+    while len(start) < 4 and (piece := file.read(4 - len(start))):
+        start += piece
+    return uncompressed(_Prefixed(start, file), by_magic(start))
+
+
+class _Prefixed:
+    """A file with bytes that have been read from it put back."""
+
+    def __init__(self, start: bytes, file: Readable) -> None:
+        self._start = start
+        self._file = file
+
+    def read(self, size: int, /) -> bytes:
+        if self._start:
+            start, self._start = self._start[:size], self._start[size:]
+            return start
+        return self._file.read(size)
 
 
 def uncompressed(file: Readable, compression: Compression) -> Readable:

@@ -121,12 +121,12 @@ class Blobs:
 
     async def _fill(self, ingest: Ingest, source: Source, descriptor: Descriptor, told: Listener) -> Mapping[str, str]:
         """Bring the bytes into *ingest* and return the labels that go with them."""
-        limit = _limit(descriptor)
+        limit = document_limit(descriptor)
         if not limit:
             await source.fetch(descriptor, ingest, told)
             return _source_label(source, {})
         data = await source.read(descriptor, limit)
-        marks = _gc_labels(manifest.children(descriptor, data))
+        marks = gc_labels(manifest.children(descriptor, data))
         await blocking(ingest.truncate, 0)
         await blocking(ingest.write, data)
         return marks | _source_label(source, {})
@@ -158,9 +158,9 @@ class Blobs:
         """Give a blob that was here, perhaps by another's doing, the labels that a pull of ours gives it."""
         info: Info = await blocking(self._content.info, namespace, descriptor.digest)
         wanted = dict(_source_label(source, info.labels))
-        if limit := _limit(descriptor):
+        if limit := document_limit(descriptor):
             data = await blocking(self._content.read, namespace, descriptor.digest, limit)
-            wanted |= _gc_labels(manifest.children(descriptor, data))
+            wanted |= gc_labels(manifest.children(descriptor, data))
         missing = {key: value for key, value in wanted.items() if info.labels.get(key) != value}
         if missing:
             paths = [f"labels.{key}" for key in missing]
@@ -187,7 +187,7 @@ def _length(ingest: Ingest) -> int:
         return 0
 
 
-def _limit(descriptor: Descriptor) -> int:
+def document_limit(descriptor: Descriptor) -> int:
     """Return how large a document may be that is read as a whole; 0 for what is not one."""
     if descriptor.media_type in manifest.INDEXES | manifest.MANIFESTS:
         return manifest.MAX_SIZE
@@ -196,7 +196,7 @@ def _limit(descriptor: Descriptor) -> int:
     return 0
 
 
-def _gc_labels(children: tuple[Descriptor, ...]) -> dict[str, str]:
+def gc_labels(children: tuple[Descriptor, ...]) -> dict[str, str]:
     """Return the labels by which a document holds what it refers to, named and numbered as containerd does it."""
     marks: dict[str, str] = {}
     numbers: dict[str, int] = {}

@@ -12,6 +12,9 @@ from runtimed.metadata.db import Database, Tx
 from runtimed.metadata.leases import Resource
 from runtimed.rollback import Rollback
 
+# What a lease's label says of the block that held it, for who finds it after a crash.
+_FETCHES = "true"
+_USES = "uses"
 _DAY_S = 24 * 3600  # containerd's too: what a daemon that died held is free after that
 
 
@@ -26,13 +29,18 @@ async def held_lease(
     is_done = False
 
     async def end(id: str) -> None:
-        await db.write(_complete if is_done else abandon if fetches else _delete, namespace, id)
+        await db.write(_complete if is_done else abandon if fetches else release, namespace, id)
 
     async with Rollback() as steps:  # never committed: the undo step is how it ends, well or not
-        id = await db.write(_create, namespace, resources)
+        id = await db.write(_create, namespace, resources, _FETCHES if fetches else _USES)
         steps.undo(f"delete the lease {id}", end, id)
         yield id
         is_done = True
+
+
+def is_of_a_fetch(lease: leases.Lease) -> bool:
+    """Say whether a lease of ours is of a block that fetched blobs, which are worth keeping."""
+    return lease.labels.get(labels.PULL) == _FETCHES
 
 
 def abandon(tx: Tx, namespace: str, id: str) -> None:
@@ -40,7 +48,7 @@ def abandon(tx: Tx, namespace: str, id: str) -> None:
     for digest in _blobs(tx, namespace, id):
         if labels.GC_EXPIRE not in blobs.get_blob(tx, namespace, digest).labels:
             _mark(tx, namespace, digest, {labels.GC_EXPIRE: _in_a_day(), labels.PULL: "true"})
-    _delete(tx, namespace, id)
+    release(tx, namespace, id)
 
 
 def _complete(tx: Tx, namespace: str, id: str) -> None:
@@ -48,7 +56,7 @@ def _complete(tx: Tx, namespace: str, id: str) -> None:
     for digest in _blobs(tx, namespace, id):
         if labels.PULL in blobs.get_blob(tx, namespace, digest).labels:
             _mark(tx, namespace, digest, {labels.GC_EXPIRE: "", labels.PULL: ""})
-    _delete(tx, namespace, id)
+    release(tx, namespace, id)
 
 
 def _blobs(tx: Tx, namespace: str, id: str) -> Iterator[str]:
@@ -63,13 +71,14 @@ def _mark(tx: Tx, namespace: str, digest: str, marks: dict[str, str]) -> None:
     blobs.update_blob(tx, namespace, digest, marks, [f"labels.{label}" for label in marks])
 
 
-def _delete(tx: Tx, namespace: str, id: str) -> None:
+def release(tx: Tx, namespace: str, id: str) -> None:
+    """Delete a lease, if it is there."""
     with suppress(NotFound):  # a client has deleted it, or it has expired
         leases.delete(tx, namespace, id)
 
 
-def _create(tx: Tx, namespace: str, resources: Sequence[Resource]) -> str:
-    marks = {labels.GC_EXPIRE: _in_a_day(), labels.PULL: "true"}
+def _create(tx: Tx, namespace: str, resources: Sequence[Resource], kind: str) -> str:
+    marks = {labels.GC_EXPIRE: _in_a_day(), labels.PULL: kind}
     lease = leases.create(tx, namespace, leases.Lease(id="", labels=marks))
     for resource in resources:
         leases.add_resource(tx, namespace, lease.id, resource)

@@ -5,15 +5,15 @@ have arrived, and the bytes of those that have not quite, stay for a day, for th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from runtimed import labels
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
+from runtimed.images import holding
 from runtimed.images.blobs import Blobs
-from runtimed.images.holding import abandon, held_lease
 from runtimed.images.progress import Progress, Report, ref_of
 from runtimed.images.sources import Source
 from runtimed.images.unpack import Unpacker
@@ -84,50 +84,73 @@ class Puller:
             Unauthenticated, PermissionDenied, Unavailable, DataLoss: from the source, naming it.
             ResourceExhausted: no space left.
         """
-        for unpack in request.unpacks:
-            if unpack.snapshotter not in self._snapshotters:
-                known = ", ".join(sorted(self._snapshotters)) or "none"
-                raise NotFound(f"snapshotter {unpack.snapshotter!r}; there are: {known}")
-        async with self._lease(namespace, request.lease) as lease, source:
+        self.check(request)
+        async with lease_of(self._db, namespace, request.lease, fetches=True) as lease, source:
             report(Progress(event=f"Resolving from OCI Registry ({source.reference})"))
             root = await source.resolve()
             report(Progress(event=f"Pulling from OCI Registry ({source.reference})"))
             report(Progress(event="fetching image content", name=request.names[0], descriptor=root))
-            job = _Pull(self._content, self._blobs, self._unpacker, self._snapshotters, namespace, source, request)
-            await job.run(root, lease, report)
-            pulled = [await self._db.write(_name, namespace, name, root, request.labels) for name in request.names]
+
+            async def fetch(descriptor: Descriptor, parents: tuple[str, ...]) -> None:
+                await self._blobs.fetch(namespace, source, descriptor, parents, lease, report)
+
+            subject = f"image {source.reference}"
+            await self.visitor(namespace, subject, request, fetch, lease, report).visit(root, (request.names[0],))
+            pulled = [
+                await self._db.write(store_image, namespace, name, root, request.labels) for name in request.names
+            ]
         for one in pulled:
             report(Progress(event="saved", name=one.image.name, descriptor=one.image.target))
         report(Progress(event=f"Completed pull from OCI Registry ({source.reference})"))
         return pulled
 
-    @asynccontextmanager
-    async def _lease(self, namespace: str, given: str) -> AsyncIterator[str]:
-        """Hold a lease: the client's, which is left alone, or one that goes when the block ends."""
-        if given:
-            await self._db.read(leases.get, namespace, given)
-            yield given
-            return
-        async with held_lease(self._db, namespace, fetches=True) as lease:
-            yield lease
+    def check(self, request: Request) -> None:
+        """Refuse a request that cannot be done. Raises NotFound: there is no such snapshotter."""
+        for unpack in request.unpacks:
+            if unpack.snapshotter not in self._snapshotters:
+                known = ", ".join(sorted(self._snapshotters)) or "none"
+                raise NotFound(f"snapshotter {unpack.snapshotter!r}; there are: {known}")
+
+    def visitor(
+        self, namespace: str, subject: str, request: Request, fetch: "Fetch", lease: str, report: Report
+    ) -> "Visitor":
+        """Return what brings an image here by *fetch*, and unpacks it. *subject* names it in errors."""
+        return Visitor(
+            self._content, self._unpacker, self._snapshotters, namespace, subject, request, fetch, lease, report
+        )
 
 
-async def recover(db: Database, snapshotters: Mapping[str, Snapshots]) -> None:
-    """Remove what the pulls of a daemon that was killed have left: half-made snapshots, and their leases.
+@asynccontextmanager
+async def lease_of(db: Database, namespace: str, given: str, *, fetches: bool) -> AsyncIterator[str]:
+    """Hold a lease: the client's, which is left alone, or one that goes when the block ends."""
+    if given:
+        await db.read(leases.get, namespace, given)
+        yield given
+        return
+    async with holding.held_lease(db, namespace, fetches=fetches) as lease:
+        yield lease
 
-    What had been downloaded stays, for whoever pulls again. Call at start, before the first pull.
+
+async def recover(db: Database, content: Content, snapshotters: Mapping[str, Snapshots]) -> None:
+    """Remove what the pulls and imports of a daemon that was killed have left: half-made snapshots, and their leases.
+
+    What had been downloaded stays, for whoever pulls again; of imports nothing does. Call at start, before the first.
     """
-    for namespace, lease in await db.read(_leases_of_pulls):
-        for resource in await db.read(leases.resources, namespace, lease):
+    for namespace, lease in await db.read(_leases_of_ours):
+        is_of_a_fetch = holding.is_of_a_fetch(lease)
+        for resource in await db.read(leases.resources, namespace, lease.id):
             snapshots = snapshotters.get(resource.type.removeprefix("snapshots/"))
             if snapshots is not None:
                 await blocking(_remove_if_active, snapshots, namespace, resource.id)
-        await db.write(abandon, namespace, lease)
+            elif resource.type == "ingests" and not is_of_a_fetch:
+                with suppress(NotFound):
+                    await blocking(content.abort, namespace, resource.id)
+        await db.write(holding.abandon if is_of_a_fetch else holding.release, namespace, lease.id)
 
 
-def _leases_of_pulls(tx: Tx) -> list[tuple[str, str]]:
+def _leases_of_ours(tx: Tx) -> list[tuple[str, leases.Lease]]:
     return [
-        (namespace.name, lease.id)
+        (namespace.name, lease)
         for namespace in namespaces.list(tx)
         for lease in leases.list(tx, namespace.name)
         if labels.PULL in lease.labels
@@ -140,35 +163,41 @@ def _remove_if_active(snapshots: Snapshots, namespace: str, key: str) -> None:
             snapshots.remove(namespace, key)
 
 
-class _Pull:
-    """The state of one pull."""
+# Sees to it that a blob is in the content store and held; the names of what it is part of go into progress messages.
+Fetch = Callable[[Descriptor, tuple[str, ...]], Awaitable[None]]
+
+
+class Visitor:
+    """Goes through an image from a root descriptor down: fetches what is wanted of it, unpacks layers."""
 
     def __init__(
         self,
         content: Content,
-        blobs: Blobs,
         unpacker: Unpacker,
         snapshotters: Mapping[str, Snapshots],
         namespace: str,
-        source: Source,
+        subject: str,
         request: Request,
+        fetch: Fetch,
+        lease: str,
+        report: Report,
     ) -> None:
         self._content = content
-        self._blobs = blobs
         self._unpacker = unpacker
         self._snapshotters = snapshotters
         self._namespace = namespace
-        self._source = source
+        self._subject = subject
         self._request = request
+        self._fetch = fetch
+        self._lease = lease
+        self._report = report
         self._documents = asyncio.Semaphore(_DOCUMENTS_AT_ONCE)
         self._layers = asyncio.Semaphore(LAYERS_AT_ONCE)
         self._manifests = 0
 
-    async def run(self, root: Descriptor, lease: str, report: Report) -> None:
+    async def visit(self, root: Descriptor, parents: tuple[str, ...]) -> None:
         """Bring everything below *root* here and unpack it."""
-        self._lease = lease
-        self._report = report
-        await self._visit(root, (self._request.names[0],), 0, with_layers=True)
+        await self._visit(root, parents, 0, with_layers=True)
 
     async def _visit(self, descriptor: Descriptor, parents: tuple[str, ...], depth: int, *, with_layers: bool) -> None:
         if descriptor.media_type in manifest.MANIFESTS:
@@ -178,7 +207,7 @@ class _Pull:
             await self._fetch(descriptor, parents)
             return
         if depth == _MAX_DEPTH:
-            raise InvalidArgument(f"{self._source.reference}: more than {_MAX_DEPTH} indexes inside each other")
+            raise InvalidArgument(f"{self._subject}: more than {_MAX_DEPTH} indexes inside each other")
         entries = manifest.children(descriptor, await self._document(descriptor, parents, manifest.MAX_SIZE))
         chosen = self._choose(entries)
         async with _together() as group:
@@ -192,14 +221,13 @@ class _Pull:
         """Return the entries of an index whose layers are wanted."""
         self._manifests += len(entries)
         if self._manifests > _MAX_MANIFESTS:
-            raise InvalidArgument(f"{self._source.reference}: more than {_MAX_MANIFESTS} manifests")
+            raise InvalidArgument(f"{self._subject}: more than {_MAX_MANIFESTS} manifests")
         limit = self._request.manifest_limit or None
         if not self._request.platforms:
             return list(entries[:limit])
-        subject = f"image {self._source.reference}"
         chosen: list[Descriptor] = []
         for wanted in self._request.platforms:
-            best = platforms.select(entries, wanted, subject)
+            best = platforms.select(entries, wanted, self._subject)
             if best not in chosen:
                 chosen.append(best)
         return chosen[:limit]
@@ -239,7 +267,7 @@ class _Pull:
         wanted = self._request.platforms
         if wanted and not any(_runs_on(config, platform) for platform in wanted):
             raise NotFound(
-                f"image {self._source.reference} is for {platforms.format(config.platform)}, not for "
+                f"{self._subject} is for {platforms.format(config.platform)}, not for "
                 + " or ".join(platforms.format(platform) for platform in wanted)
             )
 
@@ -284,15 +312,12 @@ class _Pull:
         async with self._layers:
             await self._fetch(descriptor, parents)
 
-    async def _fetch(self, descriptor: Descriptor, parents: tuple[str, ...]) -> None:
-        await self._blobs.fetch(self._namespace, self._source, descriptor, parents, self._lease, self._report)
-
 
 def _runs_on(config: manifest.ImageConfig, wanted: Platform) -> bool:
     return not (config.os and config.architecture) or platforms.matches(config.platform, wanted)
 
 
-def _name(tx: Tx, namespace: str, name: str, target: Descriptor, marks: Mapping[str, str]) -> Pulled:
+def store_image(tx: Tx, namespace: str, name: str, target: Descriptor, marks: Mapping[str, str]) -> Pulled:
     """Let *name* point to *target*, whether it is there or not."""
     image = Image(name=name + target.digest if name.endswith("@") else name, target=target, labels=marks)
     try:

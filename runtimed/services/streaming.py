@@ -52,6 +52,13 @@ class Channel:
         self._wake()
         return message
 
+    def take(self) -> list[Any]:
+        """Return the messages that are in, without waiting for any."""
+        messages = list(self._messages)
+        self._messages.clear()
+        self._wake()
+        return messages
+
     def close(self) -> None:
         """Take no more messages; those that are in can still be had."""
         self._is_closed = True
@@ -85,6 +92,10 @@ class Stream:
     async def receive(self) -> Any | None:
         """Return the client's next message; None after the last."""
         return await self.incoming.get()
+
+    def received(self) -> list[Any]:
+        """Return those of the client's messages that have come already."""
+        return self.incoming.take()
 
     def close(self) -> None:
         """End the stream, after what has been sent. Again is no error."""

@@ -1,9 +1,9 @@
 """containerd.services.transfer.v1: images from one place to another.
 
-From a registry into the image store (pull), from the store to a registry (push), within the store (tag).
+From a registry into the image store (pull), from the store to a registry (push), within the store (tag), from an
+archive into the store (import), from the store into an archive (export), and from a stream to a stream (echo).
 """
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,37 +18,44 @@ from runtimed.api import transfer_pb2 as pb
 from runtimed.api import transfer_types_pb2 as types
 from runtimed.api.transfer_pb2_grpc import TransferServicer
 from runtimed.embedded import images as embedded
-from runtimed.errors import AlreadyExists, InvalidArgument, Unauthenticated, Unavailable, Unimplemented
+from runtimed.errors import InvalidArgument, Unimplemented
+from runtimed.images.exporting import Export, Exporter
+from runtimed.images.importing import Import, Importer
+from runtimed.images.naming import Rule
 from runtimed.images.progress import Progress, Report
-from runtimed.images.pull import Pulled, Puller, Request, Unpack
+from runtimed.images.pull import Pulled, Puller, Request, Unpack, store_image
 from runtimed.images.push import Pusher
 from runtimed.images.sources import LayoutSource, RegistrySource, Source
 from runtimed.metadata import images, namespaces
 from runtimed.metadata.content import Content
-from runtimed.metadata.db import Database, Tx
-from runtimed.metadata.images import Image
+from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.oci import platform as platforms
 from runtimed.oci import reference as references
-from runtimed.oci.descriptor import Descriptor, Platform
+from runtimed.oci.descriptor import Platform
 from runtimed.oci.reference import Reference
 from runtimed.registry import pusher
-from runtimed.registry.auth import AskCredentials, Credentials
+from runtimed.registry.auth import AskCredentials
 from runtimed.registry.client import RegistryClient
+from runtimed.services.bytestreams import ByteReader, ByteWriter, echo, opened
 from runtimed.services.context import Context, Publisher, lease_of, namespace_of
-from runtimed.services.streaming import Stream, Streams, unpack
+from runtimed.services.credentials import asking
+from runtimed.services.progress import progress_to
+from runtimed.services.streaming import Streams, unpack
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
 _REGISTRY = types.OCIRegistry.DESCRIPTOR.full_name
 _STORE = types.ImageStore.DESCRIPTOR.full_name
+_IMPORT = types.ImageImportStream.DESCRIPTOR.full_name
+_EXPORT = types.ImageExportStream.DESCRIPTOR.full_name
+_READ = types.ReadStream.DESCRIPTOR.full_name
+_WRITE = types.WriteStream.DESCRIPTOR.full_name
 _DEFAULT_SNAPSHOTTER = "overlayfs"  # what containerd's clients mean when they name none
-_CREDENTIALS_LIMIT_S = 60.0  # the client may have to ask a person, or a helper program
-_FLUSH_LIMIT_S = 5.0  # for the last progress messages, when the transfer itself is done
 
 
 class TransferService(TransferServicer):
-    """Pulls, pushes and tags; what runs between other kinds of places is Unimplemented."""
+    """Moves images between registries, archives and the store; other kinds of places are Unimplemented."""
 
     def __init__(
         self,
@@ -65,18 +72,25 @@ class TransferService(TransferServicer):
         self._events = events
         self._puller = Puller(content, db, snapshotters, pool)
         self._pusher = Pusher(content, db)
+        self._importer = Importer(content, db, self._puller)
+        self._exporter = Exporter(content, db)
 
     async def Transfer(self, request: pb.TransferRequest, context: Context) -> Empty:
         namespace = namespace_of(context)
         source, destination = _name(request.source), _name(request.destination)
-        if (source, destination) == (_REGISTRY, _STORE):
-            await self._pull(namespace, request, lease_of(context))
-        elif (source, destination) == (_STORE, _REGISTRY):
-            await self._push(namespace, request)
-        elif (source, destination) == (_STORE, _STORE):
-            await self._tag(namespace, request)
-        else:
+        transfers = {
+            (_REGISTRY, _STORE): self._pull,
+            (_STORE, _REGISTRY): self._push,
+            (_STORE, _STORE): self._tag,
+            (_IMPORT, _STORE): self._import,
+            (_STORE, _EXPORT): self._export,
+            (_IMPORT, _EXPORT): self._echo,
+            (_READ, _WRITE): self._echo,
+        }
+        transfer = transfers.get((source, destination))
+        if transfer is None:
             raise Unimplemented(f"unable to transfer from {source} to {destination}: not implemented")
+        await transfer(namespace, request, lease_of(context))
         return Empty()
 
     async def _pull(self, namespace: str, request: pb.TransferRequest, lease: str) -> None:
@@ -84,12 +98,12 @@ class TransferService(TransferServicer):
         unpack(request.source, registry)
         unpack(request.destination, store)
         origin = await self._source(namespace, registry)
-        wanted = await self._request(namespace, store, lease)
+        wanted = await self._request(namespace, store, _names(store), lease)
         async with self._progress(namespace, request.options.progress_stream) as report:
             for one in await self._puller.pull(namespace, origin, wanted, report):
                 self._publish(namespace, one)
 
-    async def _push(self, namespace: str, request: pb.TransferRequest) -> None:
+    async def _push(self, namespace: str, request: pb.TransferRequest, _: str) -> None:
         store, registry = types.ImageStore(), types.OCIRegistry()
         unpack(request.source, store)
         unpack(request.destination, registry)
@@ -101,7 +115,7 @@ class TransferService(TransferServicer):
         async with self._progress(namespace, request.options.progress_stream) as report:
             await self._pusher.push(namespace, store.name, client, wanted, report)
 
-    async def _tag(self, namespace: str, request: pb.TransferRequest) -> None:
+    async def _tag(self, namespace: str, request: pb.TransferRequest, _: str) -> None:
         source, destination = types.ImageStore(), types.ImageStore()
         unpack(request.source, source)
         unpack(request.destination, destination)
@@ -109,9 +123,57 @@ class TransferService(TransferServicer):
         target = (await self._db.read(images.get, namespace, source.name)).target
         async with self._progress(namespace, request.options.progress_stream) as report:
             for name in names:
-                one = await self._db.write(_store, namespace, name, target, dict(destination.labels))
+                one = await self._db.write(store_image, namespace, name, target, dict(destination.labels))
                 self._publish(namespace, one)
                 report(Progress(event="saved", name=one.image.name, descriptor=target))
+
+    async def _import(self, namespace: str, request: pb.TransferRequest, lease: str) -> None:
+        archive, store = types.ImageImportStream(), types.ImageStore()
+        unpack(request.source, archive)
+        unpack(request.destination, store)
+        wanted = Import(
+            request=await self._request(namespace, store, _full_names(store), lease),
+            rules=_rules(store),
+            media_type=archive.media_type,
+            compress=archive.force_compress,
+        )
+        async with (
+            opened(self._streams, namespace, archive.stream) as stream,
+            self._progress(namespace, request.options.progress_stream) as report,
+        ):
+            for one in await self._importer.run(namespace, ByteReader(stream), wanted, report):
+                self._publish(namespace, one)
+
+    async def _export(self, namespace: str, request: pb.TransferRequest, _: str) -> None:
+        store, archive = types.ImageStore(), types.ImageExportStream()
+        unpack(request.source, store)
+        unpack(request.destination, archive)
+        if any(one.is_prefix for one in store.extra_references):
+            raise Unimplemented("an export of all names with a prefix is not implemented; give the names")
+        wanted = Export(
+            names=_full_names(store),
+            platforms=tuple(_platform(one) for one in archive.platforms),
+            all_platforms=archive.all_platforms,
+            without_docker=archive.skip_compatibility_manifest,
+            without_foreign=archive.skip_non_distributable,
+        )
+        async with (
+            opened(self._streams, namespace, archive.stream) as stream,
+            self._progress(namespace, request.options.progress_stream) as report,
+        ):
+            await self._exporter.run(namespace, wanted, ByteWriter(stream), report)
+
+    async def _echo(self, namespace: str, request: pb.TransferRequest, _: str) -> None:
+        is_archive = _name(request.source) == _IMPORT
+        source = types.ImageImportStream() if is_archive else types.ReadStream()
+        destination = types.ImageExportStream() if is_archive else types.WriteStream()
+        unpack(request.source, source)
+        unpack(request.destination, destination)
+        async with (
+            opened(self._streams, namespace, source.stream) as incoming,
+            opened(self._streams, namespace, destination.stream) as outgoing,
+        ):
+            await echo(incoming, outgoing)
 
     async def _source(self, namespace: str, registry: types.OCIRegistry) -> Source:
         reference = references.parse(registry.reference)
@@ -127,7 +189,7 @@ class TransferService(TransferServicer):
             await blocking(_refuse_host_config, Path(resolver.host_dir), reference.host)
         ask: AskCredentials | None = None
         if resolver.auth_stream:
-            ask = _asking(await self._streams.get(namespace, resolver.auth_stream), str(reference))
+            ask = asking(await self._streams.get(namespace, resolver.auth_stream), str(reference))
         return RegistryClient(
             reference,
             default_scheme=resolver.default_scheme,
@@ -136,8 +198,7 @@ class TransferService(TransferServicer):
             push_scopes=push_scopes,
         )
 
-    async def _request(self, namespace: str, store: types.ImageStore, lease: str) -> Request:
-        names = _names(store)
+    async def _request(self, namespace: str, store: types.ImageStore, names: tuple[str, ...], lease: str) -> Request:
         default = ""
         if any(not one.snapshotter for one in store.unpacks):
             marks = (await self._db.read(namespaces.get, namespace)).labels
@@ -177,95 +238,6 @@ class TransferService(TransferServicer):
             self._events.publish(namespace, "/images/update", changed)
 
 
-@asynccontextmanager
-async def progress_to(stream: Stream) -> AsyncIterator[Report]:
-    """Hold a report function that returns at once: a client that reads slowly misses steps, but not the last of each.
-
-    When the block ends what is left is sent, for some seconds, and the stream is closed.
-    """
-    pending: dict[tuple[str, str], Progress] = {}  # the newest for each thing and event, in order
-    wake = asyncio.Event()
-    is_done = False
-
-    def report(progress: Progress) -> None:
-        pending[progress.event, progress.name] = progress
-        wake.set()
-
-    async def send() -> None:
-        while pending or not is_done:
-            if not pending:
-                wake.clear()
-                await wake.wait()
-                continue
-            progress = pending.pop(next(iter(pending)))
-            await stream.send(_progress_message(progress))
-
-    sender = asyncio.create_task(send())
-    try:
-        yield report
-    finally:
-        is_done = True
-        wake.set()
-        await asyncio.wait([sender], timeout=_FLUSH_LIMIT_S)
-        sender.cancel()
-        # A client that has gone wants no progress any more; the transfer is not the worse for it.
-        await asyncio.gather(sender, return_exceptions=True)
-        stream.close()
-
-
-def _progress_message(progress: Progress) -> types.Progress:
-    message = types.Progress(
-        event=progress.event,
-        name=progress.name,
-        parents=progress.parents,
-        progress=progress.progress,
-        total=progress.total,
-    )
-    if descriptor := progress.descriptor:
-        message.desc.CopyFrom(
-            types_pb2.Descriptor(
-                media_type=descriptor.media_type,
-                digest=descriptor.digest,
-                size=descriptor.size,
-                annotations=descriptor.annotations,
-            )
-        )
-    return message
-
-
-def _asking(stream: Stream, reference: str) -> AskCredentials:
-    """Return a function that asks the client for credentials over its auth stream, one question at a time."""
-    lock = asyncio.Lock()
-
-    async def ask(host: str, challenges: tuple[str, ...]) -> Credentials | None:
-        question = types.AuthRequest(host=host, reference=reference, wwwauthenticate=challenges)
-        async with lock:
-            try:
-                async with asyncio.timeout(_CREDENTIALS_LIMIT_S):
-                    await stream.send(question)
-                    packed = await stream.receive()
-            except Unavailable:
-                packed = None
-            except TimeoutError:
-                raise Unavailable(
-                    f"no credentials for {host} from the client in {_CREDENTIALS_LIMIT_S:.0f} s"
-                ) from None
-        if packed is None:
-            raise Unauthenticated(f"the client was asked for credentials for {host} and has closed the stream")
-        answer = types.AuthResponse()
-        unpack(packed, answer)
-        match answer.authType:
-            case types.CREDENTIALS:
-                return Credentials(username=answer.username, secret=answer.secret)
-            case types.REFRESH:
-                return Credentials(secret=answer.secret) if answer.secret else None
-            case types.HEADER:
-                return Credentials(header=answer.secret)
-        return None
-
-    return ask
-
-
 def _refuse_host_config(directory: Path, host: str) -> None:
     """Refuse a hosts.toml that would be meant for *host*: to pull past a mirror or its certificates would be wrong."""
     for name in (host, host.replace(":", "_", 1) + "_", "_default"):
@@ -287,20 +259,29 @@ def _platform(platform: types_pb2.Platform) -> Platform:
 
 def _names(store: types.ImageStore) -> tuple[str, ...]:
     """Return the names that an image is to get in *store*; one that ends in "@" is to get its digest added."""
-    names = [store.name] if store.name else []
-    names += [f"{one.name}@" if one.add_digest else one.name for one in store.extra_references if not one.is_prefix]
+    names = _full_names(store)
     if not names:
         raise InvalidArgument("no image name: the image store that is the destination must be given one")
+    return names
+
+
+def _full_names(store: types.ImageStore) -> tuple[str, ...]:
+    names = [store.name] if store.name else []
+    names += [f"{one.name}@" if one.add_digest else one.name for one in store.extra_references if not one.is_prefix]
     return tuple(names)
 
 
-def _store(tx: Tx, namespace: str, name: str, target: Descriptor, marks: Mapping[str, str]) -> Pulled:
-    """Let *name* point to *target*, whether it is there or not."""
-    image = Image(name=name + target.digest if name.endswith("@") else name, target=target, labels=marks)
-    try:
-        return Pulled(images.create(tx, namespace, image), True)
-    except AlreadyExists:
-        return Pulled(images.update(tx, namespace, image), False)
+def _rules(store: types.ImageStore) -> tuple[Rule, ...]:
+    return tuple(
+        Rule(
+            prefix=one.name,
+            is_overwritten=one.allow_overwrite,
+            add_digest=one.add_digest,
+            only_if_unnamed=one.skip_named_digest,
+        )
+        for one in store.extra_references
+        if one.is_prefix
+    )
 
 
 def _name(packed: Any) -> str:

@@ -2,10 +2,14 @@ import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from runtimed.api import transfer_pb2
+from runtimed.api.streaming_pb2_grpc import add_StreamingServicer_to_server
+from runtimed.api.transfer_pb2_grpc import TransferStub, add_TransferServicer_to_server
 from runtimed.content.local import LocalStore
 from runtimed.images.progress import Progress
 from runtimed.images.pull import Pulled, Puller, Request, Unpack
@@ -18,8 +22,12 @@ from runtimed.mounts import mounted_temporarily
 from runtimed.oci import platform as platforms
 from runtimed.oci.reference import parse
 from runtimed.registry.client import Patience, RegistryClient
+from runtimed.services.streaming import StreamingService, Streams, to_any
+from runtimed.services.transfer import TransferService
 from runtimed.snapshots import loader
 from runtimed.workers.pool import Pool
+from tests.fakes.events import RecordedEvents
+from tests.fakes.server import NAMESPACE, served
 from tests.images.layouts import Layout
 
 AMD64 = platforms.parse("linux/amd64")
@@ -121,3 +129,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True, timeout=10)
     yield disk
     subprocess.run(["umount", disk], check=True, timeout=10)
+
+
+@pytest.fixture
+def events():
+    return RecordedEvents()
+
+
+@pytest.fixture
+async def channel(tmp_path, store, events):
+    streams = Streams()
+    transfer = TransferService(store.content, store.db, {"native": store.snapshots}, store.pool, streams, events)
+    async with served(
+        tmp_path / "socket",
+        partial(add_StreamingServicer_to_server, StreamingService(streams)),
+        partial(add_TransferServicer_to_server, transfer),
+    ) as channel:
+        yield channel
+
+
+@pytest.fixture
+def transfer(channel):
+    async def transfer(source, destination, progress_stream=""):
+        request = transfer_pb2.TransferRequest(
+            source=to_any(source),
+            destination=to_any(destination),
+            options=transfer_pb2.TransferOptions(progress_stream=progress_stream),
+        )
+        await TransferStub(channel).Transfer(request, metadata=NAMESPACE)
+
+    return transfer

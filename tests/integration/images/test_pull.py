@@ -434,7 +434,7 @@ async def test_what_a_killed_daemon_left_of_a_pull_is_removed_but_for_its_bytes(
     with store.content.begin("ns", "layer-x", lease="dead") as ingest:
         ingest.write(b"bytes")
 
-    await recover(store.db, {"native": store.snapshots})
+    await recover(store.db, store.content, {"native": store.snapshots})
 
     assert [info.name for info in store.snapshots.list("ns")] == ["done"]
     assert [lease.id for lease in await store.db.read(leases.list, "ns")] == ["a-clients"]

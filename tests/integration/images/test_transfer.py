@@ -1,61 +1,19 @@
 import asyncio
-from functools import partial
 
 import grpc
 import pytest
 
-from runtimed.api import streaming_pb2, transfer_pb2, types_pb2
 from runtimed.api import transfer_types_pb2 as types
-from runtimed.api.streaming_pb2_grpc import StreamingStub, add_StreamingServicer_to_server
-from runtimed.api.transfer_pb2_grpc import TransferStub, add_TransferServicer_to_server
+from runtimed.api import types_pb2
 from runtimed.metadata import images
-from runtimed.services.streaming import StreamingService, Streams, to_any, unpack
-from runtimed.services.transfer import TransferService
-from tests.fakes.events import RecordedEvents
+from runtimed.services.streaming import to_any, unpack
 from tests.fakes.registry import serving
-from tests.fakes.server import NAMESPACE, served
+from tests.fakes.streams import opened
 
 pytestmark = pytest.mark.root
 
 AMD64 = types_pb2.Platform(os="linux", architecture="amd64")
 UNPACK = types.UnpackConfiguration(platform=AMD64, snapshotter="native")
-
-
-@pytest.fixture
-def events():
-    return RecordedEvents()
-
-
-@pytest.fixture
-async def channel(tmp_path, store, events):
-    streams = Streams()
-    transfer = TransferService(store.content, store.db, {"native": store.snapshots}, store.pool, streams, events)
-    async with served(
-        tmp_path / "socket",
-        partial(add_StreamingServicer_to_server, StreamingService(streams)),
-        partial(add_TransferServicer_to_server, transfer),
-    ) as channel:
-        yield channel
-
-
-@pytest.fixture
-def transfer(channel):
-    async def transfer(source, destination, progress_stream=""):
-        request = transfer_pb2.TransferRequest(
-            source=to_any(source),
-            destination=to_any(destination),
-            options=transfer_pb2.TransferOptions(progress_stream=progress_stream),
-        )
-        await TransferStub(channel).Transfer(request, metadata=NAMESPACE)
-
-    return transfer
-
-
-async def opened(channel, id):
-    call = StreamingStub(channel).Stream(metadata=NAMESPACE)
-    await call.write(to_any(streaming_pb2.StreamInit(id=id)))
-    await call.read()
-    return call
 
 
 async def test_a_transfer_pulls_unpacks_names_and_tells(store, layout, channel, transfer, events):

@@ -12,8 +12,8 @@ from runtimed.errors import AlreadyExists, InvalidArgument, NotFound, Unavailabl
 from runtimed.images.progress import Progress
 from runtimed.oci.descriptor import Descriptor
 from runtimed.services import streaming
+from runtimed.services.progress import progress_to
 from runtimed.services.streaming import Stream, StreamingService, Streams, to_any, unpack
-from runtimed.services.transfer import progress_to
 from tests.fakes.server import NAMESPACE, served
 
 

@@ -1,4 +1,4 @@
-"""``rctl images`` and ``rctl rmi``."""
+"""``rctl images``, whose further commands are modules of their own, and ``rctl rmi``."""
 
 import asyncio
 
@@ -9,17 +9,29 @@ from runtimed.api.images_pb2_grpc import ImagesStub
 from runtimed.cli import output
 from runtimed.cli.client import Client, Settings, run
 from runtimed.cli.documents import Documents, documents, find_image
+from runtimed.cli.lazy import LazyGroup
 from runtimed.errors import RuntimedError
 from runtimed.oci import platform as platforms
 
+# Command -> module, as in main.py.
+_COMMANDS = {
+    "import": "images_import",
+    "export": "images_export",
+}
 _AT_ONCE = 8  # images whose documents are read side by side
 
 
-@click.command("images")
+@click.group("images", cls=LazyGroup, lazy=_COMMANDS, invoke_without_command=True)
 @click.option("-q", "--quiet", is_flag=True, help="Only the names.")
-@click.pass_obj
-def images_command(settings: Settings, quiet: bool) -> int:
-    """List images. The size is what a pull for this machine fetches."""
+@click.pass_context
+def images_command(context: click.Context, quiet: bool) -> int:
+    """List images, or do something with some.
+
+    In the list, the size is what a pull for this machine fetches.
+    """
+    if context.invoked_subcommand is not None:
+        return 0  # what counts is that command's status
+    settings: Settings = context.obj
 
     async def work(client: Client) -> int:
         answer = await client.call(ImagesStub(client.channel).List, images.ListImagesRequest())

@@ -1,6 +1,5 @@
 """rctl: the command line client. It knows the daemon by its public API only, like any other client."""
 
-import importlib
 import logging
 import os
 import sys
@@ -10,11 +9,11 @@ from typing import Any
 
 import click
 
+from runtimed.cli.lazy import LazyGroup
 from runtimed.cli.output import note, safe
 from runtimed.errors import RuntimedError
 
-# Command -> module below runtimed.cli; the function has the command's name. Imported when called for: an import that
-# is not needed is time between the user and the container.
+# Command -> module below runtimed.cli; the function has the command's name.
 _COMMANDS = {
     "pull": "pull",
     "push": "push",
@@ -37,20 +36,7 @@ _COMMANDS = {
 DEFAULT_ADDRESS = "/run/runtimed/runtimed.sock"
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
-            return None
-        command = getattr(importlib.import_module(f"runtimed.cli.{module}"), f"{cmd_name}_command")
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-a",
     "--address",

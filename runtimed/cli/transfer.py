@@ -1,8 +1,8 @@
-"""The Transfer service: pulls and pushes done by the daemon, its progress and its questions over streams."""
+"""The Transfer service: what the daemon does with images; its progress, its questions and archives over streams."""
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from runtimed.cli.output import note
 from runtimed.oci.descriptor import Platform
 from runtimed.oci.reference import Reference
 
+_WINDOW = 1 << 20  # bytes that the daemon may have under way
 _DOCKER_HOSTS = {"docker.io", "index.docker.io", "registry-1.docker.io"}
 
 
@@ -79,6 +80,78 @@ async def tag(client: Client, name: str, names: Sequence[str]) -> None:
     extra = [types.ImageReference(name=other) for other in others]
     destination = types.ImageStore(name=first, extra_references=extra)
     await _transfer(client, types.ImageStore(name=name), destination, lambda _: None)
+
+
+async def import_archive(
+    client: Client,
+    source: AsyncIterable[bytes],
+    *,
+    prefix: str,
+    is_default_prefix: bool,
+    chosen: Sequence[Platform],
+    unpacks: Sequence[types.UnpackConfiguration],
+    compress: bool,
+    report: Callable[[types.Progress], None],
+) -> list[str]:
+    """Let the daemon import the archive *source*; return the names that its images have got.
+
+    Tags without a name get *prefix*, images without any name that and their digest. If it is the default, full names in
+    the archive are taken as they are, else only those that begin with it.
+
+    Raises RuntimedError, as the daemon says, and what *source* raises.
+    """
+    names: list[str] = []
+
+    def hear(step: types.Progress) -> None:
+        if step.event == "saved":
+            names.append(step.name)
+        report(step)
+
+    rule = types.ImageReference(
+        name=prefix, is_prefix=True, allow_overwrite=is_default_prefix, add_digest=True, skip_named_digest=True
+    )
+    store = types.ImageStore(platforms=[_platform(one) for one in chosen], unpacks=unpacks, extra_references=[rule])
+    async with _stream(client) as stream:
+        archive = types.ImageImportStream(stream=stream.id, force_compress=compress)
+        await _both(_send_bytes(stream, source), _transfer(client, archive, store, hear))
+    return names
+
+
+async def export_archive(
+    client: Client,
+    names: Sequence[str],
+    write: Callable[[bytes], object],
+    *,
+    chosen: Sequence[Platform],
+    all_platforms: bool,
+    without_docker: bool,
+    report: Callable[[types.Progress], None],
+) -> None:
+    """Let the daemon export the images *names*, and *write* the archive. Raises as :func:`import_archive`."""
+    first, *others = names
+    store = types.ImageStore(name=first, extra_references=[types.ImageReference(name=other) for other in others])
+    async with _stream(client) as stream:
+        archive = types.ImageExportStream(
+            stream=stream.id,
+            platforms=[_platform(one) for one in chosen],
+            all_platforms=all_platforms,
+            skip_compatibility_manifest=without_docker,
+        )
+        await _both(_receive_bytes(stream, write), _transfer(client, store, archive, report))
+
+
+async def _both(copy: Coroutine[object, object, None], transfer: Coroutine[object, object, None]) -> None:
+    """Do both; when one fails the other is cancelled."""
+    tasks = [asyncio.create_task(copy), asyncio.create_task(transfer)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
 
 
 @asynccontextmanager
@@ -142,6 +215,10 @@ class _Stream:
     async def send(self, message: Message) -> None:
         await self._call.write(_any(message))
 
+    async def end(self) -> None:
+        """Say that nothing more will be sent."""
+        await self._call.done_writing()
+
 
 @asynccontextmanager
 async def _stream(client: Client) -> AsyncIterator[_Stream]:
@@ -155,6 +232,33 @@ async def _stream(client: Client) -> AsyncIterator[_Stream]:
         raise client.error(exc) from exc
     finally:
         call.cancel()
+
+
+async def _send_bytes(stream: _Stream, source: AsyncIterable[bytes]) -> None:
+    """Send what *source* yields, as fast as the daemon allows, and say that it is all."""
+    updates = aiter(stream)
+    window = 0
+    async for data in source:
+        while data:
+            while window <= 0:
+                window += types.WindowUpdate.FromString((await anext(updates)).value).update
+            piece, data = data[:window], data[window:]
+            await stream.send(types.Data(data=piece))
+            window -= len(piece)
+    await stream.end()
+
+
+async def _receive_bytes(stream: _Stream, write: Callable[[bytes], object]) -> None:
+    """Pass on to *write* what the daemon sends, until it ends the stream."""
+    await stream.send(types.WindowUpdate(update=_WINDOW))
+    taken = 0
+    async for message in stream:
+        data = types.Data.FromString(message.value).data
+        write(data)
+        taken += len(data)
+        if taken >= _WINDOW // 2:
+            await stream.send(types.WindowUpdate(update=taken))
+            taken = 0
 
 
 async def _report(stream: _Stream, report: Callable[[types.Progress], None]) -> None:

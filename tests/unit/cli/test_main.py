@@ -115,4 +115,4 @@ def test_a_command_loads_neither_rich_nor_the_other_commands():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
-    assert loaded == {f"runtimed.cli{name}" for name in ("", ".main", ".client", ".output", ".server")}
+    assert loaded == {f"runtimed.cli{name}" for name in ("", ".main", ".client", ".lazy", ".output", ".server")}

@@ -217,6 +217,40 @@ def test_what_run_is_told_of_mounts_users_and_limits_holds(docker, tmp_path):
     ]  # fmt: skip
 
 
+def test_stats_and_update_are_of_the_container(docker):
+    id = running(docker, "--memory", "64m", IMAGE, "sh", "-c", "while :; do :; done")
+    told = json.loads(docker.out("stats", "--no-stream", "--format", "{{json .}}", id))
+    assert told["MemUsage"].endswith("/ 64MiB")
+    assert told["PIDs"] == "1"
+    assert float(told["CPUPerc"].rstrip("%")) > 0
+    docker("update", "--memory", "96m", "--memory-swap", "96m", "--pids-limit", "40", id)
+    told = json.loads(docker.out("stats", "--no-stream", "--format", "{{json .}}", id))
+    assert told["MemUsage"].endswith("/ 96MiB")
+    docker("rm", "--force", id)
+
+
+EAT = ("sh", "-c", "x=0123456789; while :; do x=$x$x; done")
+
+
+def test_a_container_that_runs_out_of_memory_says_so(docker):
+    id = running(docker, "--memory", "16m", "--memory-swap", "16m", IMAGE, *EAT)
+    assert docker.out("wait", id) == "137"
+    assert state(docker, id)["OOMKilled"] is True
+    docker("rm", "--force", id)
+
+
+def test_an_exec_that_runs_out_of_memory_is_told_before_its_end(docker):
+    since = f"{time.time():.6f}"
+    id = running(docker, "--memory", "16m", "--memory-swap", "16m", IMAGE, "sleep", "300")
+    assert docker("exec", id, *EAT, check=False).returncode == 137
+    until = f"{time.time():.6f}"
+    window = ("--since", since, "--until", until, "--filter", f"container={id}")
+    told = docker.out("events", *window, "--format", "{{.Action}}")
+    assert [line for line in told.splitlines() if line in {"oom", "exec_die"}] == ["oom", "exec_die"]
+    assert state(docker, id)["Status"] == "running"
+    docker("rm", "--force", id)
+
+
 def test_an_image_is_built_by_containers(docker, tmp_path):
     (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nRUN echo made > /made\nCMD cat /made\n")
     docker("build", "--tag", "built", tmp_path, env={**os.environ, "DOCKER_BUILDKIT": "0"})
@@ -246,6 +280,20 @@ def test_a_restart_of_the_daemon_disturbs_no_container(alone, end):
     assert alone.out("run", "--rm", IMAGE, "echo", "new") == "new"
     alone("kill", id)
     eventually(lambda: state(alone, id)["ExitCode"] == 137)
+
+
+def test_an_exit_while_the_daemon_is_away_reaches_docker_when_it_is_back(alone):
+    id = running(alone, IMAGE, "sh", "-c", "trap 'exit 8' USR1; while :; do sleep 0.1; done")
+    eventually(lambda: "sleep" in alone.out("top", id))
+    pid = state(alone, id)["Pid"]
+    alone.daemon.kill()
+    os.kill(pid, signal.SIGUSR1)
+    eventually(lambda: not is_alive(pid))
+    alone.daemon.start()
+    eventually(lambda: state(alone, id)["Status"] == "exited")
+    assert state(alone, id)["ExitCode"] == 8
+    alone("start", id)
+    assert state(alone, id)["Status"] == "running"
 
 
 def test_a_shim_that_is_killed_takes_its_container_along(alone):

@@ -58,12 +58,16 @@ class Gc:
 class Runtime:
     """``[runtimes."<name>"]``: what a runtime's name stands for."""
 
-    shim: str = BUILTIN  # or the path of a containerd shim
+    shim: str = BUILTIN  # or a containerd shim: a name on PATH or a path
     binary: str = "runc"  # the OCI runtime: a name on PATH or a path
     root: str = ""  # where the OCI runtime keeps its state; "" is <state>/runc
     systemd_cgroup: bool = False
     no_pivot_root: bool = False
     no_new_keyring: bool = False
+    # For shims of other kinds (runtimeoptions.v1.Options): what they read, and in which format, such as
+    # "io.containerd.runsc.v1.options".
+    config_path: str = ""
+    config_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,9 +214,23 @@ def _checked(config: Config) -> Config:
     if not config.address.startswith("/"):
         raise InvalidArgument(f"address: {config.address!r} must be the absolute path of a unix socket")
     for name, runtime in config.runtimes.items():
-        if runtime.shim != BUILTIN and not runtime.shim.startswith("/"):
-            raise InvalidArgument(f"runtimes.{name}.shim: {runtime.shim!r} must be {BUILTIN!r} or an absolute path")
+        _check_runtime(f"runtimes.{_dotted((name,))}", runtime)
     return config
+
+
+def _check_runtime(key: str, runtime: Runtime) -> None:
+    for what, program in (("shim", runtime.shim), ("binary", runtime.binary)):
+        if not program or ("/" in program and not program.startswith("/")):
+            raise InvalidArgument(
+                f"{key}.{what}: {program!r} must be the name of a program on PATH or an absolute path"
+            )
+    for what, path in (("root", runtime.root), ("config_path", runtime.config_path)):
+        if path and not path.startswith("/"):
+            raise InvalidArgument(f"{key}.{what}: {path!r} must be an absolute path")
+    if runtime.config_type and not runtime.config_path:
+        raise InvalidArgument(f"{key}.config_type: there is no config_path that it could be the type of")
+    if runtime.config_path and runtime.shim == BUILTIN:
+        raise InvalidArgument(f"{key}.config_path: the built-in shim reads no such file; set shim to the one that does")
 
 
 _KEY = r"(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')"

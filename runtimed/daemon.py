@@ -19,6 +19,7 @@ from typing import Any
 from runtimed import config, directories
 from runtimed.config import Config
 from runtimed.errors import PermissionDenied, RuntimedError
+from runtimed.linux import rlimit
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ def _set_up_process() -> None:
     """Set what belongs to the whole process, before there are threads."""
     os.umask(0o022)
     os.chdir("/")
+    rlimit.raise_nofile()
     # grpc's support for fork costs a lock around each call, and the daemon never forks. Read when grpc is imported.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 

@@ -10,10 +10,10 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -68,6 +68,7 @@ from runtimed.services.version import VersionService
 from runtimed.snapshots import loader
 from runtimed.snapshots.loader import Loaded
 from runtimed.systemd import notify
+from runtimed.tasks import advisories
 from runtimed.tasks.launch import Launcher
 from runtimed.tasks.manager import TaskManager
 from runtimed.tasks.nursery import Nursery
@@ -75,6 +76,8 @@ from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LARGEST_MESSAGE = 16 << 20  # bytes, both ways, as containerd allows
 _CALLS_END_WITHIN_S = 1.0
@@ -108,6 +111,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         await pool.start()
         held.push_async_callback(pool.close)
         launcher = await _launcher(config, held)
+        versions = await held.enter_async_context(_meanwhile(launcher.oci_runtimes()))
         tasks = TaskManager(
             database, events, launcher, root=config.root, state=config.state, default_runtime=config.default_runtime
         )
@@ -137,7 +141,9 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         introspected = _service(introspection_pb2, "Introspection")
         names = [*(service.full_name for service, _ in offered), introspected.full_name, health.SERVICE_NAME]
         identity = await database.write(facts.ensure, "uuid", str(uuid.uuid4()))
-        plugins = introspection.plugins(loaded.values(), config.root, names)
+        oci_runtimes = await versions
+        _warn_of(oci_runtimes)
+        plugins = introspection.plugins(loaded.values(), config.root, names, oci_runtimes)
         offered.append((introspected, IntrospectionService(identity, plugins, launcher)))
 
         await held.enter_async_context(_index_kept(content, events))
@@ -153,6 +159,25 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         log.info("stopping")
         tasks.end_waits()
     log.info("stopped")
+
+
+@asynccontextmanager
+async def _meanwhile(coroutine: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Have *coroutine* run while the block does."""
+    task = asyncio.create_task(coroutine)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _warn_of(oci_runtimes: Mapping[str, str]) -> None:
+    for binary, version in oci_runtimes.items():
+        if not version:
+            log.warning("an OCI runtime does not run, or does not tell its version", extra={"binary": binary})
+        elif warning := advisories.warning(version):
+            log.warning("an OCI runtime is old", extra={"binary": binary, "version": version, "advisories": warning})
 
 
 async def _database(path: Path, held: AsyncExitStack) -> Database:

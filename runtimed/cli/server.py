@@ -55,6 +55,9 @@ def info_command(settings: Settings) -> int:
         print(
             f"uuid:    {safe(server.uuid)}\npid:     {server.pid or '-'}\naddress: {safe(str(settings.socket_path))}\n"
         )
+        for exported, value in (item for plugin in plugins for item in sorted(plugin.exports.items())):
+            if exported.startswith(("oci-runtime.", "advisories.")):
+                print(f"{safe(exported.replace('.', ' ', 1))}: {safe(value)}")
         rows = [(p.type, p.id, _shorten(p.init_err.message) or "ok", p.exports.get("root", "")) for p in plugins]
         print_table(("TYPE", "ID", "STATUS", "ROOT"), rows)
         return 0

@@ -22,6 +22,7 @@ from runtimed.oci import platform
 from runtimed.services.context import Context
 from runtimed.services.version import VERSION
 from runtimed.snapshots.loader import Loaded
+from runtimed.tasks import advisories
 from runtimed.tasks.launch import Launcher
 
 RUNTIME_TYPE = "io.containerd.runtime.v2"
@@ -101,11 +102,14 @@ class IntrospectionService(IntrospectionServicer):
         return info
 
 
-def plugins(snapshotters: Iterable[Loaded], root: Path, services: Iterable[str]) -> list[Plugin]:
+def plugins(
+    snapshotters: Iterable[Loaded], root: Path, services: Iterable[str], oci_runtimes: Mapping[str, str]
+) -> list[Plugin]:
     """List what there is: the snapshotters, the parts of the daemon, the gRPC *services* by their full names.
 
     Those that keep files export their directory below the daemon's *root* as ``root``; that of the runtime is the root
-    itself, where clients on the same machine may keep logs.
+    itself, where clients on the same machine may keep logs; it also exports the versions of the *oci_runtimes*, by
+    binary, and what is known against them.
     """
     found = [
         Plugin(
@@ -117,12 +121,21 @@ def plugins(snapshotters: Iterable[Loaded], root: Path, services: Iterable[str])
         )
         for loaded in snapshotters
     ]
-    exports = {"content": {"root": str(root / "content")}, "task": {"root": str(root)}}
+    exports = {"content": {"root": str(root / "content")}, "task": {"root": str(root), **_versions(oci_runtimes)}}
     found += [Plugin(type=type, id=id, exports=exports.get(id, {})) for type, id in _PARTS]
     for id in _service_ids(services):
         found.append(Plugin(type="io.containerd.service.v1", id=f"{id}-service"))
         found.append(Plugin(type="io.containerd.grpc.v1", id=id))
     return sorted(found, key=lambda plugin: (plugin.type, plugin.id))
+
+
+def _versions(oci_runtimes: Mapping[str, str]) -> dict[str, str]:
+    exports = {}
+    for binary, version in oci_runtimes.items():
+        exports[f"oci-runtime.{binary}"] = version or "does not tell its version"
+        if warning := advisories.warning(version):
+            exports[f"advisories.{binary}"] = warning
+    return exports
 
 
 def _service_ids(services: Iterable[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from runtimed.api import bootstrap_pb2, events_pb2, runc_options_pb2, types_pb2
+from runtimed.api import bootstrap_pb2, events_pb2, runc_options_pb2, runtime_options_pb2, types_pb2
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.config import Runtime
 from runtimed.errors import Internal, InvalidArgument
@@ -209,6 +209,14 @@ def runc_options(given: Opaque, runtime: Runtime, root: Path) -> Opaque:
     options.no_pivot_root = options.no_pivot_root or runtime.no_pivot_root
     options.no_new_keyring = options.no_new_keyring or runtime.no_new_keyring
     return Opaque(RUNC_OPTIONS, options.SerializeToString())
+
+
+def shim_options(runtime: Runtime) -> Opaque:
+    """Return the options for a shim of another kind that *runtime* configures; they are empty if it does not."""
+    if not runtime.config_path:
+        return Opaque("", b"")
+    options = runtime_options_pb2.Options(type_url=runtime.config_type, config_path=runtime.config_path)
+    return Opaque(runtime_options_pb2.Options.DESCRIPTOR.full_name, options.SerializeToString())
 
 
 def as_any(value: Opaque) -> bytes:

@@ -26,6 +26,7 @@ from runtimed.errors import (
     Unavailable,
     from_os_error,
 )
+from runtimed.linux.rlimit import restore_nofile
 from runtimed.metadata.containers import Opaque
 from runtimed.tasks import client, pids
 from runtimed.tasks.bundle import Bundle
@@ -101,7 +102,7 @@ class Launcher:
         """
         is_runc = not program.binary or Path(program.binary).name == "containerd-shim-runc-v2"
         if not is_runc and not given.type_url:
-            return given
+            return client.shim_options(program.settings)
         return client.runc_options(given, program.settings, self._runc_root)
 
     def resolve(self, runtime: str) -> Program:
@@ -187,6 +188,18 @@ class Launcher:
         if status != 0 or not stdout.lstrip().startswith(b"{"):
             raise NotFound(f"features of runtime {runtime}: {binary} does not tell: {_last_line(stderr)}")
         return stdout
+
+    async def oci_runtimes(self) -> Mapping[str, str]:
+        """Return what each OCI runtime that our own shims may run says of its version; "" of one that does not say."""
+        binaries = {settings.binary for settings in self._runtimes.values() if settings.shim == config.BUILTIN}
+        found = {}
+        for binary in sorted(binaries):
+            try:
+                status, stdout, _ = await self._run([binary, "--version"], None, b"", _INFO_WITHIN_S)
+            except RuntimedError:
+                status, stdout = 1, b""
+            found[binary] = stdout.decode(errors="replace").partition("\n")[0].strip() if status == 0 else ""
+        return found
 
     async def open_log(self, bundle: Bundle) -> None:
         """Log what a shim that is not our own logs, until :meth:`close_log`. It waits for a reader before it starts."""
@@ -306,6 +319,7 @@ class Launcher:
                 )
             except OSError as exc:
                 raise from_os_error(exc, f"shim {command[0]}") from exc
+            restore_nofile(process.pid)
             try:
                 async with asyncio.timeout(limit_s):
                     status = await process.wait()

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from runtimed.errors import Internal, Unavailable, os_errors
+from runtimed.linux.rlimit import restore_nofile
 from runtimed.tasks.environment import for_children
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Nursery:
 
 async def _start(fd: int, stderr: IO[bytes]) -> asyncio.subprocess.Process:
     with os_errors("the parent of shims"):
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "shim.nursery", str(fd)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -144,6 +145,8 @@ async def _start(fd: int, stderr: IO[bytes]) -> asyncio.subprocess.Process:
             env=for_children(),
             start_new_session=True,  # a Ctrl-C at the daemon's terminal is not meant for it
         )
+    restore_nofile(process.pid)  # shims inherit from it, and are not asked for before this
+    return process
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

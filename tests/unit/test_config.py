@@ -80,7 +80,11 @@ def test_another_runtime_leaves_the_default_one_known(write):
         ("version = 1\nlog = 3\n", "config.toml:2: log: must be a table"),
         ("version = 1\n[log]\nlevel = 'loud'\n", "log.level: 'loud' is not one of"),
         ("version = 1\nimports = 'x'\n", "config.toml:2: imports: must be a list"),
-        ("version = 1\n[runtimes.a]\nshim = 'x'\n", "runtimes.a.shim: 'x' must be 'builtin' or an absolute path"),
+        ("version = 1\n[runtimes.a]\nshim = './x'\n", "runtimes.a.shim: './x' must be the name of a program"),
+        ("version = 1\n[runtimes.'a.b']\nbinary = ''\n", "runtimes.\"a.b\".binary: '' must be the name of a program"),
+        ("version = 1\n[runtimes.a]\nroot = 'x'\n", "runtimes.a.root: 'x' must be an absolute path"),
+        ("version = 1\n[runtimes.a]\nconfig_type = 'x'\n", "runtimes.a.config_type: there is no config_path"),
+        ("version = 1\n[runtimes.a]\nconfig_path = '/x'\n", "runtimes.a.config_path: the built-in shim reads no such"),
         ("version = \n", "not TOML"),
     ],
 )

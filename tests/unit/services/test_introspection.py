@@ -22,7 +22,8 @@ def service() -> IntrospectionService:
     loaded = [Loaded("overlayfs", OVERLAY), Loaded("zfs", None, "zfs: no such file system")]
     names = ["containerd.services.tasks.v1.Tasks", "containerd.services.leases.v1.Leases", "grpc.health.v1.Health"]
     launcher: Any = None
-    return IntrospectionService("some-uuid", plugins(loaded, Path("/root"), names), launcher)
+    versions = {"runc": "runc version 1.3.5", "/opt/crun": "crun version 1.8", "youki": ""}
+    return IntrospectionService("some-uuid", plugins(loaded, Path("/root"), names, versions), launcher)
 
 
 async def listed(service: IntrospectionService, *filters: str) -> list[pb.Plugin]:
@@ -35,6 +36,19 @@ async def test_a_snapshotter_is_found_with_its_platform_capabilities_and_root(se
     assert list(plugin.capabilities) == ["rebase"]
     assert dict(plugin.exports) == {"root": "/root/snapshotters/overlayfs"}
     assert not plugin.HasField("init_err")
+
+
+async def test_the_runtime_says_which_oci_runtimes_it_has_and_what_is_known_against_them(service):
+    (plugin,) = await listed(service, "type==io.containerd.runtime.v2")
+    assert dict(plugin.exports) == {
+        "root": "/root",
+        "oci-runtime.runc": "runc version 1.3.5",
+        "advisories.runc": (
+            "may be open: CVE-2026-41579; your distribution may have fixed it without changing the version"
+        ),
+        "oci-runtime./opt/crun": "crun version 1.8",
+        "oci-runtime.youki": "does not tell its version",
+    }
 
 
 async def test_a_snapshotter_that_cannot_be_used_says_why_in_words_that_clients_skip(service):

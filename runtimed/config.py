@@ -55,6 +55,11 @@ class Gc:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Doctor:
+    interval_s: int = 600  # between two looks for what nothing explains; 0: one at the start, and on request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """``[runtimes."<name>"]``: what a runtime's name stands for."""
 
@@ -80,6 +85,7 @@ class Config:
     log: Log = Log()
     workers: Workers = Workers()
     gc: Gc = Gc()
+    doctor: Doctor = Doctor()
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
     snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py
 
@@ -207,6 +213,8 @@ def _checked(config: Config) -> Config:
     for name in ("deletion_threshold", "mutation_threshold", "schedule_delay_ms", "startup_delay_ms"):
         if getattr(config.gc, name) < 0:
             raise InvalidArgument(f"gc.{name}: must not be negative")
+    if config.doctor.interval_s < 0:
+        raise InvalidArgument("doctor.interval_s: must not be negative")
     if not 0 <= config.socket.mode <= 0o777:
         raise InvalidArgument(f"socket.mode: {config.socket.mode:#o} is not a file mode such as 0o660")
     if min(config.socket.uid, config.socket.gid) < 0:

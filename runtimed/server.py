@@ -26,6 +26,7 @@ from runtimed.api import (
     containers_pb2,
     content_pb2,
     diff_pb2,
+    doctor_pb2,
     events_service_pb2,
     images_pb2,
     introspection_pb2,
@@ -40,6 +41,7 @@ from runtimed.api import (
 from runtimed.collector import Collector
 from runtimed.config import Config
 from runtimed.content.local import LocalStore
+from runtimed.doctor.doctor import Doctor
 from runtimed.errors import DataLoss, Internal, ResourceExhausted, RuntimedError
 from runtimed.events import EventBus
 from runtimed.images import pull
@@ -53,6 +55,7 @@ from runtimed.services import introspection
 from runtimed.services.containers import ContainersService
 from runtimed.services.content import ContentService
 from runtimed.services.diff import DiffService
+from runtimed.services.doctor import DoctorService
 from runtimed.services.images import ImagesService
 from runtimed.services.interceptors import ErrorInterceptor
 from runtimed.services.introspection import IntrospectionService
@@ -121,6 +124,17 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
 
         collector = Collector(database, content, snapshotters, events, config.gc)
         streams = Streams()
+        oci_runtimes = await versions
+        _warn_of(oci_runtimes)
+        doctor = Doctor(
+            database,
+            tasks,
+            root=config.root,
+            state=config.state,
+            runc_root=config.state / "runc",
+            oci_runtimes=oci_runtimes,
+            interval_s=config.doctor.interval_s,
+        )
         offered: list[tuple[ServiceDescriptor, Any]] = [
             (_service(version_pb2, "Version"), VersionService()),
             (_service(namespaces_pb2, "Namespaces"), NamespacesService(database, events)),
@@ -131,6 +145,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
             (_service(diff_pb2, "Diff"), DiffService(content, pool, events)),
             (_service(tasks_pb2, "Tasks"), TasksService(tasks)),
+            (_service(doctor_pb2, "Doctor"), DoctorService(doctor)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
             (_service(streaming_pb2, "Streaming"), StreamingService(streams)),
             (
@@ -141,8 +156,6 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         introspected = _service(introspection_pb2, "Introspection")
         names = [*(service.full_name for service, _ in offered), introspected.full_name, health.SERVICE_NAME]
         identity = await database.write(facts.ensure, "uuid", str(uuid.uuid4()))
-        oci_runtimes = await versions
-        _warn_of(oci_runtimes)
         plugins = introspection.plugins(loaded.values(), config.root, names, oci_runtimes)
         offered.append((introspected, IntrospectionService(identity, plugins, launcher)))
 
@@ -151,6 +164,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         await held.enter_async_context(_listening(config, offered, names, events))
         await held.enter_async_context(_listening_to_shims(config, events))
         await held.enter_async_context(_swept(snapshotters))
+        await held.enter_async_context(doctor.running())
         tasks.tell_lost()
         log.info("ready", extra={"address": config.address, "ms": _age_ms(), "pid": os.getpid()})
         notify("READY=1", f"MAINPID={os.getpid()}")

@@ -31,6 +31,7 @@ _COMMANDS = {
     "events": "events",
     "gc": "gc",
     "info": "server",
+    "doctor": "doctor",
     "version": "server",
 }
 DEFAULT_ADDRESS = "/run/runtimed/runtimed.sock"

@@ -66,6 +66,10 @@ class Groups:
             self._users.pop(endpoint.path, None)
         return bool(users)
 
+    def sockets(self) -> frozenset[Path]:
+        """Return where shims that have a task serve."""
+        return frozenset(self._users)
+
     def _tidy(self, namespace: str, group: str) -> None:
         held = self._groups.get((namespace, group))
         if held is not None and not held.holders and not held.uses:

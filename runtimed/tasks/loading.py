@@ -64,6 +64,19 @@ class Loader:
         _, late = await asyncio.wait(loading, timeout=_ALL_LOADED_WITHIN_S)
         log.info("tasks loaded", extra={"found": len(found), "alive": len(list(self._table)), "late": len(late)})
 
+    async def adopt(self, bundle: Bundle) -> bool:
+        """Load the task of one more bundle; return whether there is one, or what was left of it has been removed.
+
+        Raises:
+            AlreadyExists: its name is taken by now.
+        """
+        group, program, endpoint = await blocking(lambda: (bundle.group(), bundle.shim(), bundle.endpoint()))
+        self._table.claim(bundle)
+        if endpoint is not None:
+            self._groups.use(bundle, group, program, endpoint)
+        await self._load(bundle, group, asyncio.Semaphore())
+        return (bundle.namespace, bundle.id) in self._table.names()
+
     def tell_lost(self) -> None:
         """Publish the ends that :meth:`load` found; once there can be subscribers."""
         lost, self._lost = self._lost or [], None

@@ -8,6 +8,7 @@ again in :mod:`runtimed.tasks.loading`; the rest of the Task API is here.
 import asyncio
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtimed.errors import DeadlineExceeded, NotFound, Unavailable
@@ -31,6 +32,16 @@ _KILL_WITHIN_S = 10.0
 _MAKING_ENDS_WITHIN_S = 3.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What there is because of a task: names (those being made too), tasks, the pids of shims, their sockets."""
+
+    names: frozenset[tuple[str, str]]  # namespace and ID
+    tasks: frozenset[tuple[str, str]]
+    shims: frozenset[int]
+    sockets: frozenset[Path]
+
+
 class TaskManager:
     """Creates, finds and ends tasks."""
 
@@ -50,7 +61,7 @@ class TaskManager:
         self._background = Background()
         self._waits = Waits()
         self._exits = Exits(events, self._table)
-        groups = Groups()
+        self._groups = groups = Groups()
         self._endings = Endings(self._table, groups, launcher, self._exits, self._background)
         self._maker = Maker(db, self._table, groups, launcher, self._endings, default_runtime=default_runtime)
         self._loader = Loader(self._table, groups, launcher, self._endings, self._exits, self._background)
@@ -79,6 +90,23 @@ class TaskManager:
         await self._background.end()
         await asyncio.gather(*(task.client.close() for task in self._table))
         self._table.clear()
+
+    # For who looks after what is left over
+
+    def holdings(self) -> Holdings:
+        """Return what is explained by a task at this moment."""
+        tasks = list(self._table)
+        return Holdings(
+            names=self._table.names(),
+            tasks=frozenset((task.bundle.namespace, task.bundle.id) for task in tasks),
+            shims=frozenset(task.endpoint.pid for task in tasks),
+            sockets=self._groups.sockets() | {task.endpoint.path for task in tasks},
+        )
+
+    async def adopt(self, namespace: str, id: str) -> str:
+        """Load the task of a bundle that has none, or clean up after it; return what was done. Raises RuntimedError."""
+        is_task = await self._loader.adopt(Bundle.at(self._root, self._state, namespace, id))
+        return "loaded again" if is_task else "cleaned up"
 
     # The Task API
 

@@ -58,6 +58,10 @@ class Table:
             raise not_found(id)
         return task
 
+    def names(self) -> frozenset[tuple[str, str]]:
+        """Return namespace and ID of every task and every claim."""
+        return frozenset(self._tasks)
+
     def __iter__(self) -> Iterator[Task]:
         return (task for task in list(self._tasks.values()) if task is not None)
 

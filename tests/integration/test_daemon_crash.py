@@ -1,6 +1,5 @@
 """The daemon is killed while it makes containers: whatever the moment, the next one has nothing half-made."""
 
-import json
 import os
 import secrets
 import shutil
@@ -13,15 +12,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from runtimed.api import containers_pb2, task_types_pb2, tasks_pb2
-from runtimed.api.containers_pb2_grpc import ContainersStub
-from runtimed.api.tasks_pb2_grpc import TasksStub
+from runtimed.api import task_types_pb2
+from tests.clients import Client, busybox_rootfs
 from tests.daemon import PrivateDaemon, private_daemon
 from tests.processes import children
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
-
-SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
 
 @pytest.fixture(scope="module")
@@ -32,79 +28,7 @@ def daemon() -> Iterator[PrivateDaemon]:
 
 @pytest.fixture(scope="module")
 def rootfs(daemon: PrivateDaemon) -> Path:
-    rootfs = daemon.base / "image"
-    for name in ("bin", "proc", "dev"):
-        (rootfs / name).mkdir(parents=True)
-    shutil.copy("/bin/busybox", rootfs / "bin/busybox")
-    return rootfs
-
-
-class Client:
-    """One connection to the daemon as it is now."""
-
-    def __init__(self, daemon: PrivateDaemon) -> None:
-        self._metadata = (("containerd-namespace", daemon.namespace),)
-        self._cgroups = daemon.cgroup_parent
-        self.channel = grpc.insecure_channel(f"unix:{daemon.address}")
-        self.tasks = TasksStub(self.channel)
-        self.containers = ContainersStub(self.channel)
-
-    def record(self, id: str, rootfs: Path) -> None:
-        spec = {
-            "ociVersion": "1.0.2",
-            "root": {"path": str(rootfs)},
-            "process": {"cwd": "/", "args": ["/bin/busybox", "sleep", "1000"], "user": {"uid": 0, "gid": 0}},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-            "linux": {"cgroupsPath": f"{self._cgroups}/{id}", "namespaces": [{"type": "pid"}, {"type": "mount"}]},
-        }
-        container = containers_pb2.Container(id=id)
-        container.runtime.name = "io.containerd.runc.v2"
-        container.spec.type_url, container.spec.value = SPEC_TYPE, json.dumps(spec).encode()
-        self.containers.Create(
-            containers_pb2.CreateContainerRequest(container=container), metadata=self._metadata, timeout=10
-        )
-
-    def create(self, id: str) -> None:
-        self.tasks.Create(tasks_pb2.CreateTaskRequest(container_id=id), metadata=self._metadata, timeout=20)
-
-    def start(self, id: str) -> None:
-        self.tasks.Start(tasks_pb2.StartRequest(container_id=id), metadata=self._metadata, timeout=10)
-
-    def status(self, id: str, exec_id: str = "") -> int | None:
-        try:
-            request = tasks_pb2.GetRequest(container_id=id, exec_id=exec_id)
-            found = self.tasks.Get(request, metadata=self._metadata, timeout=10)
-        except grpc.RpcError as exc:
-            if exc.code() is grpc.StatusCode.NOT_FOUND:
-                return None
-            raise
-        return int(found.process.status)
-
-    def kill(self, id: str, exec_id: str = "") -> int:
-        """Kill a process and return the exit status it had."""
-        request = tasks_pb2.KillRequest(container_id=id, exec_id=exec_id, signal=9)
-        self.tasks.Kill(request, metadata=self._metadata, timeout=10)
-        wait = tasks_pb2.WaitRequest(container_id=id, exec_id=exec_id)
-        return int(self.tasks.Wait(wait, metadata=self._metadata, timeout=10).exit_status)
-
-    def exec(self, id: str, exec_id: str) -> None:
-        request = tasks_pb2.ExecProcessRequest(container_id=id, exec_id=exec_id)
-        request.spec.type_url = SPEC_TYPE.replace("Spec", "Process")
-        request.spec.value = json.dumps(
-            {"cwd": "/", "args": ["/bin/busybox", "sleep", "1000"], "user": {"uid": 0, "gid": 0}}
-        ).encode()
-        self.tasks.Exec(request, metadata=self._metadata, timeout=10)
-
-    def start_exec(self, id: str, exec_id: str) -> None:
-        request = tasks_pb2.StartRequest(container_id=id, exec_id=exec_id)
-        self.tasks.Start(request, metadata=self._metadata, timeout=10)
-
-    def delete_exec(self, id: str, exec_id: str) -> None:
-        request = tasks_pb2.DeleteProcessRequest(container_id=id, exec_id=exec_id)
-        self.tasks.DeleteProcess(request, metadata=self._metadata, timeout=10)
-
-    def delete(self, id: str) -> None:
-        self.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), metadata=self._metadata, timeout=10)
+    return busybox_rootfs(daemon.base / "image")
 
 
 def nothing_of_tasks(daemon: PrivateDaemon) -> None:

@@ -322,3 +322,21 @@ def test_dockerd_finds_its_containers_again_and_how_they_ended_without_it(alone)
     assert alone.out("exec", stays, "echo", "here") == "here"
     eventually(lambda: state(alone, goes)["Status"] == "exited")
     assert state(alone, goes)["ExitCode"] == 137
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_container_that_ends_while_the_daemon_is_away_is_seen_to_have_ended(alone, end):
+    id = running(alone, IMAGE, "sh", "-c", "trap 'exit 6' TERM; while :; do sleep 0.1; done")
+    lost = running(alone, IMAGE, "sleep", "300")
+    pid = state(alone, id)["Pid"]
+    shim = int(Path(f"/proc/{state(alone, lost)['Pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    getattr(alone.daemon, end)()
+    os.kill(pid, signal.SIGTERM)
+    os.kill(shim, signal.SIGKILL)
+    eventually(lambda: not is_alive(pid))
+    alone.daemon.start()
+    eventually(lambda: state(alone, id)["Status"] == state(alone, lost)["Status"] == "exited")
+    assert (state(alone, id)["ExitCode"], state(alone, lost)["ExitCode"]) == (6, 137)
+    for container in (id, lost):
+        alone("start", container)
+        assert state(alone, container)["Status"] == "running"

@@ -66,20 +66,20 @@ _points = parse(os.environ.get(VARIABLE, ""))
 
 def hit(name: str) -> None:
     """Do what the point *name* is to do, in blocking code. Raises RuntimedError."""
-    if _points and (delay_s := _reached(name)):
+    if _points and (delay_s := reached(name)):
         time.sleep(delay_s)
 
 
 async def hit_async(name: str) -> None:
     """Like :func:`hit`, where waiting must not hold up the event loop."""
-    if _points and (delay_s := _reached(name)):
+    if _points and (delay_s := reached(name)):
         import asyncio  # here: vocabulary knows no event loop, and who calls this has loaded it
 
         await asyncio.sleep(delay_s)
 
 
-def _reached(name: str) -> float:
-    """Do the next thing that *name* is to do; return for how many seconds the caller is to wait."""
+def reached(name: str) -> float:
+    """Do the next thing that *name* is to do; return for how many seconds to wait then. Raises RuntimedError."""
     terms = _points.get(name)
     while terms and terms[0].left == 0:
         del terms[0]

@@ -1,14 +1,16 @@
 """A further process in a container."""
 
 import json
-from collections.abc import Awaitable, Sequence
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from runtimed.errors import FailedPrecondition, os_errors
-from shim import files
+from runtimed.errors import FailedPrecondition, RuntimedError, os_errors
+from shim import failpoints, files
 from shim import messages as pb
 from shim.exits import Children, Exit
-from shim.process import Init, Process, Publish, Status
+from shim.process import Init, Process, Publish, Status, read_pid
 from shim.sinks import Origin
 from shim.stdio import Paths
 
@@ -33,6 +35,7 @@ class Exec(Process):
         self._init = init
         self._spec = {**spec, "terminal": terminal}
         self._name = f"exec-{id}"  # of its files in the bundle
+        self._pid_file = f"{init.bundle}/{self._name}.pid"
         self.status = Status.CREATED
 
     async def start(self) -> None:
@@ -47,18 +50,21 @@ class Exec(Process):
                 raise FailedPrecondition(f"cannot start {self.what}: the task is stopped")
             process = f"{self._init.bundle}/{self._name}.json"
             try:
+                files.remove(self._pid_file)
                 with os_errors(self.what):
                     files.write(process, json.dumps(self._spec).encode())
 
-                def launch(stdio: Sequence[int], console_socket: str) -> Awaitable[None]:
-                    pid_file = f"{self._init.bundle}/{self._name}.pid"
-                    return self._init.runc.exec(
-                        self._init.id, stdio, process=process, pid_file=pid_file, console_socket=console_socket
+                async def launch(stdio: Sequence[int], console_socket: str) -> None:
+                    await self._init.runc.exec(
+                        self._init.id, stdio, process=process, pid_file=self._pid_file, console_socket=console_socket
                     )
+                    await failpoints.hit("shim.exec.made")
 
                 runc = self._init.runc
                 origin = Origin(self._children, runc.namespace, self.id, runc.options.io_uid, runc.options.io_gid)
+                await failpoints.hit("shim.exec.begun")
                 await self._launch(launch, self._init.bundle, self._name, origin)
+                await failpoints.hit("shim.exec.started")
             finally:
                 files.remove(process)  # it has the environment in it
             self.status = Status.RUNNING
@@ -84,7 +90,13 @@ class Exec(Process):
         """Give back streams and files, and let go who waits for an end that will not come."""
         self.exited.set()
         await self._close_streams()
-        files.remove(f"{self._init.bundle}/{self._name}.pid")
+        files.remove(self._pid_file)
+
+    async def _abandon(self) -> None:
+        with suppress(OSError, RuntimedError):  # there is none, or it has ended
+            child = self._children.adopt(read_pid(self._pid_file))
+            child.send_signal(signal.SIGKILL)
+            await child.exited
 
     async def _before_exit(self) -> None:
         self._init.look_for_oom()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from runtimed.errors import FailedPrecondition, Internal, NotFound, RuntimedError
 from runtimed.linux.mount import UMOUNT_NOFOLLOW, umount2
 from runtimed.mounts import Mount, mount_all, unmount_all
-from shim import cgroup, files, log, loop
+from shim import cgroup, failpoints, files, log, loop
 from shim import messages as pb
 from shim.console import ConsoleSocket, Terminal
 from shim.exits import Child, Children, Exit
@@ -131,7 +131,10 @@ class Process(ABC):
                 else:
                     await launch(streams.fds, "")
                 streams.handed_over()
-                self._child = self._children.adopt(_read_pid(f"{bundle}/{name}.pid"))
+                self._child = self._children.adopt(read_pid(f"{bundle}/{name}.pid"))
+            except BaseException:
+                await self._abandon()
+                raise
             finally:
                 self._children.expect_no_more()
         except BaseException:
@@ -169,6 +172,10 @@ class Process(ABC):
                 await self._sinks.drained()
             await _closed(self._streams, self._sinks)
             self._streams = self._sinks = None
+
+    @abstractmethod
+    async def _abandon(self) -> None:
+        """End what there is of a process that could not be made and that nothing else ends."""
 
     @abstractmethod
     async def _before_exit(self) -> None:
@@ -247,13 +254,16 @@ class Init(Process):
         options = self.runc.options
         is_others = self.runc.knows(self.id)  # then create says so, and it is not ours to delete
 
-        def launch(stdio: Sequence[int], console_socket: str) -> Awaitable[None]:
+        async def launch(stdio: Sequence[int], console_socket: str) -> None:
             pid_file = f"{self.bundle}/init.pid"
-            return self.runc.create(self.id, stdio, pid_file=pid_file, console_socket=console_socket)
+            await self.runc.create(self.id, stdio, pid_file=pid_file, console_socket=console_socket)
+            await failpoints.hit("shim.create.made")
 
         try:
+            await failpoints.hit("shim.create.begun")
             self._is_flat = not any(mount.target for mount in mounts)
             await forked(self._children, _prepare, options, mounts, self.bundle)
+            await failpoints.hit("shim.create.mounted")
             origin = Origin(self._children, self.runc.namespace, self.id, options.io_uid, options.io_gid)
             await self._launch(launch, self.bundle, "init", origin)
         except BaseException:
@@ -278,7 +288,9 @@ class Init(Process):
     async def start(self) -> None:
         """Run the container's program."""
         async with self._doing("start"):
+            await failpoints.hit("shim.start.begun")
             await self.runc.start(self.id)
+            await failpoints.hit("shim.start.started")
             self.status = Status.RUNNING
             self._publish(pb.TaskStart(container_id=self.id, pid=self.pid))
             self._start_input()
@@ -343,16 +355,23 @@ class Init(Process):
         elif self.has_ended:
             await self.exited.wait()
         async with self._doing("delete"):
+            await failpoints.hit("shim.delete.begun")
             await self.runc.delete(self.id)
+            await failpoints.hit("shim.delete.runtime")
             for process in self.execs.values():
                 await process.close()
             await self._close_streams()
+            await failpoints.hit("shim.delete.streams")
             await self._unmount()
+            await failpoints.hit("shim.delete.unmounted")
             self.status = Status.DELETED
 
     async def _unmount(self) -> None:
         if not (self._is_flat and _is_unmounted(self._rootfs)):
             await forked(self._children, _unmount, self._rootfs)
+
+    async def _abandon(self) -> None:
+        pass  # the runtime's delete does
 
     async def _before_exit(self) -> None:
         if not self._owns_pids:
@@ -387,7 +406,7 @@ def _unmount(rootfs: str) -> None:
     unmount_all(Path(rootfs))
 
 
-def _read_pid(path: str) -> int:
+def read_pid(path: str) -> int:
     try:
         return int(files.read(path))
     except (OSError, ValueError) as exc:

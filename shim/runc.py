@@ -1,6 +1,5 @@
 """The command line of runc, and of what is called like it (crun, youki)."""
 
-import itertools
 import json
 import os
 import signal
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from runtimed.errors import DeadlineExceeded, FailedPrecondition, NotFound, RuntimedError
-from shim import files, loop
+from shim import failpoints, loop
 from shim.exits import Child, Children
 from shim.options import Options
 
@@ -30,8 +29,6 @@ class Runc:
     been cancelled kills the runtime and waits for its end first.
     """
 
-    _log_numbers = itertools.count()
-
     def __init__(self, children: Children, options: Options, namespace: str, bundle: str) -> None:
         self._children = children
         self.options = options
@@ -51,8 +48,7 @@ class Runc:
             args.append("--no-pivot")
         if self.options.no_new_keyring:
             args.append("--no-new-keyring")
-        log = f"{self._bundle}/log.json"
-        await self._run("create", [*args, id], stdio, log=log, limit_s=_START_LIMIT_S)
+        await self._run("create", [*args, id], stdio, limit_s=_START_LIMIT_S)
 
     async def start(self, id: str) -> None:
         """Let the first process go on to the container's program."""
@@ -126,16 +122,16 @@ class Runc:
         stdio: Sequence[int] | None = None,
         *,
         stdin: int | None = None,
-        log: str | None = None,
         limit_s: float = _LIMIT_S,
     ) -> bytes:
         """Run a command and return what it printed; nothing if it was given a container's *stdio*."""
-        # A log of its own for each run that may go on beside another: the last error in it is then this run's.
-        own_log = log or f"{self._bundle}/log-{os.getpid()}-{next(self._log_numbers)}.json"
-        argv = self._argv(own_log, command, args)
-        output = os.memfd_create("output")  # no pipe: nobody has to empty it while the command runs
+        await failpoints.hit(f"shim.runc.{command}")
+        # Not pipes, which somebody would have to empty while the command runs. And not files: a container can be ended
+        # on a disk that is full, and the last error in a log is that of this run, whatever goes on beside it.
+        output, log = os.memfd_create("output"), os.memfd_create("log")
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
+            argv = self._argv(f"/proc/{os.getpid()}/fd/{log}", command, args)
             try:
                 child = self._children.spawn(argv, self._environment(), stdio or (stdin or null, output, output))
             except OSError as exc:
@@ -148,14 +144,12 @@ class Runc:
             if status is None:
                 raise DeadlineExceeded(f"OCI runtime {command}: killed after {limit_s:g} s without an end")
             if status:
-                text = _last_error(own_log) or _last_line(printed) or f"exit status {status}"
+                text = _last_error(log) or _last_line(printed) or f"exit status {status}"
                 raise RuntimedError(f"OCI runtime {command} failed: {text}")
             return printed
         finally:
-            os.close(null)
-            os.close(output)
-            if log is None:
-                files.remove(own_log)
+            for fd in (null, output, log):
+                os.close(fd)
 
     def _argv(self, log: str, command: str, args: Sequence[str]) -> list[str]:
         argv = [self.options.binary_name, "--root", f"{self.options.root}/{self.namespace}"]
@@ -189,15 +183,9 @@ async def _killed(child: Child) -> None:
     await child.exited
 
 
-def _last_error(log: str) -> str:
+def _last_error(log: int) -> str:
     """Return the message of the last error in a log of JSON lines, or "" if it has none."""
-    try:
-        with open(log, "rb") as file:  # noqa: PTH123 - a string all the way
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _MAX_LOG))
-            lines = file.read(_MAX_LOG).splitlines()
-    except OSError:
-        return ""
+    lines = os.pread(log, _MAX_LOG, max(0, os.fstat(log).st_size - _MAX_LOG)).splitlines()
     for line in reversed(lines):
         with suppress(ValueError):
             entry = json.loads(line)

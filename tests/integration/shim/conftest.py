@@ -56,6 +56,13 @@ def cgroups_left():
     return list(Path("/sys/fs/cgroup").glob(f"**/{CGROUPS}-*"))
 
 
+async def eventually(condition, limit_s=10):
+    """Wait until *condition* holds, of another process that tells nobody."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.01)
+
+
 class Nursery:
     """The daemon's side of a nursery."""
 

@@ -10,7 +10,7 @@ import pytest
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import ResourceExhausted, RuntimedError
 from runtimed.mounts import mounts_below
-from tests.integration.shim.conftest import cgroups_left, exists, fds_of, proc
+from tests.integration.shim.conftest import cgroups_left, eventually, exists, fds_of, proc
 from tests.processes import children, descendants
 
 pytestmark = pytest.mark.root
@@ -18,12 +18,6 @@ pytestmark = pytest.mark.root
 
 def is_zombie(pid):
     return proc(pid, "stat").rpartition(")")[2].split()[0] == "Z"
-
-
-async def eventually(condition, limit_s=10):
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - of another process
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from runtimed.api import task_v2_pb2, types_pb2
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, RuntimedError, Unimplemented
 from runtimed.mounts import mounts_below
-from tests.integration.shim.conftest import exists, proc
+from tests.integration.shim.conftest import eventually, exists, proc
 
 pytestmark = pytest.mark.root
 
@@ -190,7 +190,7 @@ async def test_what_is_left_in_the_hosts_pid_namespace_is_killed(shim, bundle, f
     await shim.run("t1", bundle("sleep 61 & echo $!; exit 0", pid_namespace=False), stdout=str(started))
     left = int(os.read(reader, 20))
     await shim.wait("t1")
-    assert not exists(left)  # killed, and reaped by the shim
+    await eventually(lambda: not exists(left))  # killed, and reaped by the shim
     os.close(reader)
 
 

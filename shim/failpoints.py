@@ -7,12 +7,18 @@ when the runtime has made a process of which the shim does not know yet.
 
 import os
 
-_IS_ON = "RUNTIMED_FAILPOINTS" in os.environ
+_is_on = False
+
+
+def arm() -> None:
+    """Have failpoints work from here on: in a shim, and not in the rehearsals of its parent."""
+    global _is_on
+    _is_on = "RUNTIMED_FAILPOINTS" in os.environ
 
 
 async def hit(name: str) -> None:
     """Do what the point *name* is to do; a delay is none for others. Raises RuntimedError."""
-    if _IS_ON:
+    if _is_on:
         from runtimed.failpoints import reached  # here: no shim in use needs it
         from shim import loop
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from runtimed.linux import process
-from shim import log, loop, ttrpc
+from shim import failpoints, log, loop, ttrpc
 from shim.events import Publisher
 from shim.exits import Children
 from shim.options import DEFAULT_ROOT
@@ -90,6 +90,7 @@ def become(settings: Settings) -> None:
     os.chdir(settings.bundle)
     process.set_child_subreaper()
     process.set_name("runtimed-shim")
+    failpoints.arm()
 
 
 def detach(keep: Collection[int], *, stderr: bool = True) -> None:

@@ -136,5 +136,9 @@ async def test_streams_of_any_kind_get_their_owner(shim, bundle, options, tmp_pa
     given = options(io_uid=1000, io_gid=4321)
     pid = await shim.run("t1", bundle("exec sleep 60", user=user), stdin=str(stdin), stdout=uri, options=given)
     for fd in (0, 1):
-        found = Path(f"/proc/{pid}/fd/{fd}").stat()
-        assert (found.st_uid, found.st_gid) == (1000, 4321)
+        assert owner(pid, fd) == (1000, 4321)
+
+
+def owner(pid, fd):
+    found = Path(f"/proc/{pid}/fd/{fd}").stat()
+    return found.st_uid, found.st_gid

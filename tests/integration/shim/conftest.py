@@ -53,7 +53,8 @@ def fds_of(pid):
 
 
 def cgroups_left():
-    return list(Path("/sys/fs/cgroup").glob(f"**/{CGROUPS}-*"))
+    root = Path("/sys/fs/cgroup")
+    return [*root.glob(f"{CGROUPS}-*"), *root.glob(f"*/{CGROUPS}-*")]  # v2, and the hierarchies of v1
 
 
 async def eventually(condition, limit_s=10):
@@ -66,11 +67,12 @@ async def eventually(condition, limit_s=10):
 class Nursery:
     """The daemon's side of a nursery."""
 
-    def __init__(self):
+    def __init__(self, **environment):
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             argv = [sys.executable, "-m", "shim.nursery", str(theirs.fileno())]
-            self.process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            env = os.environ | environment
+            self.process = subprocess.Popen(argv, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
     def ask(self, request):
         self.socket.send(request if isinstance(request, bytes) else json.dumps(request).encode())
@@ -303,9 +305,9 @@ async def events(tmp_path):
 
 @pytest.fixture
 def fork(nursery, tmp_path, runc_root, events):
-    """Have the nursery fork a shim; returns its answer and the path of its socket."""
+    """Have a nursery fork a shim; returns its answer and the path of its socket."""
 
-    def ask(**changes):
+    def ask(parent=nursery, **changes):
         path = tmp_path / f"{uuid.uuid4().hex[:8]}.sock"
         shim_dir = tmp_path / "shim"
         shim_dir.mkdir(exist_ok=True)
@@ -320,27 +322,39 @@ def fork(nursery, tmp_path, runc_root, events):
             "runc_root": str(runc_root),
             "debug": False,
         }
-        return nursery.ask(request | changes), path
+        return parent.ask(request | changes), path
 
     return ask
 
 
 @pytest.fixture
-async def shim(fork, events, bind, tmp_path, runc_root):
-    """A shim; afterwards it has ended, and nothing of its tasks is left."""
-    answer, path = fork()
-    client = await ttrpc.Client.connect(path)
-    shim = Shim(client, answer["pid"], events, path, bind)
-    yield shim
-    if shim.is_alive:
-        await shim.tear_down()
-    await shim.client.close()
-    os.close(shim.pidfd)
-    assert mounts_below(tmp_path) == []
-    assert cgroups_left() == []
-    assert not path.exists()
-    namespace = runc_root / "test"
-    assert not namespace.exists() or list(namespace.iterdir()) == []
+def shim_of(events, bind, tmp_path, runc_root):
+    """Connect to a shim for a block; after it the shim has ended, and nothing of its tasks is left."""
+
+    @contextlib.asynccontextmanager
+    async def connected(answer, path):
+        client = await ttrpc.Client.connect(path)
+        shim = Shim(client, answer["pid"], events, path, bind)
+        try:
+            yield shim
+        finally:
+            if shim.is_alive:
+                await shim.tear_down()
+            await shim.client.close()
+            os.close(shim.pidfd)
+        assert mounts_below(tmp_path) == []
+        assert cgroups_left() == []
+        assert not path.exists()
+        namespace = runc_root / "test"
+        assert not namespace.exists() or list(namespace.iterdir()) == []
+
+    return connected
+
+
+@pytest.fixture
+async def shim(fork, shim_of):
+    async with shim_of(*fork()) as shim:
+        yield shim
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 import asyncio
 import os
-import stat
-import sys
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -18,13 +15,13 @@ from runtimed.api.containers_pb2_grpc import ContainersStub
 from runtimed.api.introspection_pb2_grpc import IntrospectionStub
 from runtimed.api.tasks_pb2_grpc import TasksStub
 from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.logfile import LogFile, path_of
 from runtimed.cli.process import Process
-from runtimed.errors import FailedPrecondition, InvalidArgument, NotFound, os_errors
+from runtimed.errors import FailedPrecondition, NotFound, os_errors
 from runtimed.identifiers import validate
 from runtimed.threads import blocking
 
 _FOLLOW_S = 0.1  # how often a followed file is looked at
-_CHUNK = 1 << 16  # bytes
 
 
 async def default_path(client: Client, id: str) -> Path:
@@ -65,7 +62,7 @@ async def remove(client: Client, container: containers.Container) -> None:
         path = await default_path(client, container.id)
     except NotFound:
         return  # a daemon that keeps no logs
-    if _path(uri) == path:
+    if path_of(uri) == path:
         with os_errors(f"log {path}"):
             await blocking(path.unlink, missing_ok=True)
 
@@ -76,33 +73,32 @@ async def remove(client: Client, container: containers.Container) -> None:
 @click.argument("id")
 @click.pass_obj
 def logs_command(settings: Settings, follow: bool, lines: int | None, id: str) -> int:
-    """Print the output of a detached container (stdout and stderr as they came)."""
+    """Print the output of a detached container (stdout and stderr as they came).
+
+    Of a log in Kubernetes' format, stderr goes to stderr.
+    """
 
     async def work(client: Client) -> int:
-        path = await _log_of(client, id)
-        fd = _open(path)
-        try:
+        with LogFile(await _log_of(client, id)) as log:
             if lines is not None:
-                os.lseek(fd, await blocking(_start_of_last, fd, lines), os.SEEK_SET)
+                await blocking(log.skip_to_last, lines)
             if follow:
-                await _follow(client, id, fd)
+                await _follow(client, id, log)
             else:
-                await blocking(_copy, fd)
-        finally:
-            os.close(fd)
+                await blocking(log.copy)
         return 0
 
     return run(settings, work)
 
 
-async def _log_of(client: Client, id: str) -> Path:
-    """Return the file that the container's task writes, or wrote: what the task says, else our own default place."""
+async def _log_of(client: Client, id: str) -> str:
+    """Return the URI of the file with the output of the container's task, or of the one that we chose ourselves."""
     request = containers.GetContainerRequest(id=id)
     container = (await client.call(ContainersStub(client.channel).Get, request)).container
     try:
         answer = await client.call(TasksStub(client.channel).Get, tasks.GetRequest(container_id=id))
-        if (path := _path(answer.process.stdout)) is not None:
-            return path
+        if path_of(answer.process.stdout) is not None:
+            return str(answer.process.stdout)
     except NotFound:
         pass
     uri = container.labels.get(labels.LOG_URI, "")
@@ -110,64 +106,19 @@ async def _log_of(client: Client, id: str) -> Path:
         error = FailedPrecondition(f"container {id!r} has no log")
         error.add_note("only containers run with -d have one; the output of others went to whoever ran them")
         raise error
-    path = await default_path(client, id)
-    if _path(uri) != path:
+    if path_of(uri) != await default_path(client, id):
         # The task has gone, and the label may have come from an image: it is shown, not followed.
         raise FailedPrecondition(f"container {id!r} has ended; its output was sent to {uri}")
-    return path
+    return str(uri)
 
 
-def _path(uri: str) -> Path | None:
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme == "file" and not parts.netloc else None
-
-
-def _open(path: Path) -> int:
-    with os_errors(f"log {path}"):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise InvalidArgument(f"log {path} is not a regular file")
-    return fd
-
-
-def _start_of_last(fd: int, lines: int) -> int:
-    """Return the offset at which the last *lines* lines of the file begin, reading from its end."""
-    position = size = os.fstat(fd).st_size
-    wanted = lines
-    if size and os.pread(fd, 1, size - 1) == b"\n":
-        wanted += 1  # the newline that ends the last line begins no other
-    if not lines:
-        return size
-    while position > 0:
-        begin = max(0, position - _CHUNK)
-        chunk = os.pread(fd, position - begin, begin)
-        newlines = chunk.count(b"\n")
-        if newlines >= wanted:
-            index = len(chunk)
-            for _ in range(wanted):
-                index = chunk.rindex(b"\n", 0, index)
-            return begin + index + 1
-        wanted -= newlines
-        position = begin
-    return 0
-
-
-def _copy(fd: int) -> None:
-    """Copy the file from where it stands to its end."""
-    sys.stdout.flush()
-    while data := os.read(fd, _CHUNK):
-        sys.stdout.buffer.write(data)
-    sys.stdout.flush()
-
-
-async def _follow(client: Client, id: str, fd: int) -> None:
+async def _follow(client: Client, id: str, log: LogFile) -> None:
     ended = asyncio.create_task(_ended(client, id))
     try:
         while not ended.done():
-            await blocking(_copy, fd)
+            await blocking(log.copy)
             await asyncio.wait([ended], timeout=_FOLLOW_S)
-        await blocking(_copy, fd)  # what came between the last look and the end
+        await blocking(log.copy)  # what came between the last look and the end
         ended.result()
     finally:
         ended.cancel()

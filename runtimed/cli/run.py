@@ -25,13 +25,15 @@ from runtimed.cli.output import note, print_json, print_lines
 from runtimed.cli.process import Process
 from runtimed.cli.pull import pull_image
 from runtimed.cli.stdio import Fifos
-from runtimed.errors import NotFound, RuntimedError, Unavailable
+from runtimed.errors import InvalidArgument, NotFound, RuntimedError, Unavailable
 from runtimed.identifiers import validate, validate_labels
 from runtimed.oci import platform as platforms
 from runtimed.oci.descriptor import Platform
 from runtimed.oci.runtime_spec import DEFAULT_CAPABILITIES, Options
 from runtimed.rollback import Rollback
 from runtimed.threads import blocking
+
+_LOG_SCHEMES = ("file", "cri", "binary")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class Given(ContainerOptions):
     interactive: bool
     pull: str
     log: str | None
+    log_uri: str | None
 
 
 @click.command("run", short_help="Run a container of an image.", context_settings={"allow_interspersed_args": False})
@@ -56,6 +59,11 @@ class Given(ContainerOptions):
 @click.option(
     "--log", type=click.Path(resolve_path=True), metavar="PATH", help="With -d: the file that gets the output."
 )
+@click.option(
+    "--log-uri",
+    metavar="URI",
+    help="With -d: where the output goes; file://PATH, cri://PATH (Kubernetes' format), binary://PROGRAM?KEY=VALUE.",
+)
 @click.argument("image")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[ID] [ARG...]")
 @click.pass_obj
@@ -68,8 +76,11 @@ def run_command(settings: Settings, /, image: str, words: tuple[str, ...], **opt
     given = Given(**options_)
     if given.detach and (given.remove or given.interactive):
         raise click.UsageError("-d goes neither with --rm nor with -i: nobody would be there to do it")
-    if given.log and not given.detach:
-        raise click.UsageError("--log is for -d; otherwise redirect rctl's own output")
+    if (given.log or given.log_uri) and not given.detach:
+        option = "--log" if given.log else "--log-uri"
+        raise click.UsageError(f"{option} is for -d; otherwise redirect rctl's own output")
+    if given.log and given.log_uri:
+        raise click.UsageError("--log and --log-uri say the same; give one of them")
     if given.tty and not given.detach:
         terminal.require(sys.stdin.fileno())
     id, args = split_words(words)
@@ -118,7 +129,7 @@ async def _run(
     platform = platforms.parse(given.platform) if given.platform else platforms.host()
     image, content = await _image(client, settings, name, platform, snapshotter, given.pull)
     labelled = options.labels(given.label)
-    log_uri = await _log_uri(client, id, given.log) if given.detach else ""
+    log_uri = await _log_uri(client, id, given) if given.detach else ""
     plan = Plan(
         id=id,
         image_name=image.name,
@@ -134,7 +145,7 @@ async def _run(
         mounts = await create(client, plan, _options(client, id, args, given), steps)
         request = tasks.CreateTaskRequest(container_id=id, rootfs=mounts, terminal=given.tty)
         if given.detach:
-            await _start_detached(client, process, request, log_uri, given.log, steps)
+            await _start_detached(client, process, request, log_uri, given, steps)
             print_json({"id": id}) if settings.json else print_lines([id])
             steps.commit()
             return 0
@@ -185,13 +196,14 @@ async def _run_attached(
 
 
 async def _start_detached(
-    client: Client, process: Process, request: tasks.CreateTaskRequest, log_uri: str, log: str | None, steps: Rollback
+    client: Client, process: Process, request: tasks.CreateTaskRequest, log_uri: str, given: Given, steps: Rollback
 ) -> None:
-    if log is None:
+    if not (given.log or given.log_uri):
         path = await logs.default_path(client, process.container_id)
         await blocking(logs.make, path)
         steps.undo("remove the log", blocking, path.unlink)
-    request.stdout = request.stderr = log_uri
+    request.stdout = log_uri
+    request.stderr = "" if given.tty else log_uri
     await _create_task(client, process, request, steps)
     await process.start()
 
@@ -205,10 +217,15 @@ async def _create_task(client: Client, process: Process, request: tasks.CreateTa
     steps.undo("end the task", end, process)
 
 
-async def _log_uri(client: Client, id: str, log: str | None) -> str:
-    if log is None:
+async def _log_uri(client: Client, id: str, given: Given) -> str:
+    if given.log_uri:
+        scheme, separator, rest = given.log_uri.partition("://")
+        if scheme not in _LOG_SCHEMES or not separator or not rest.startswith("/"):
+            raise InvalidArgument(f"--log-uri {given.log_uri!r} must be one of {', '.join(_LOG_SCHEMES)}:///PATH")
+        return given.log_uri
+    if not given.log:
         return (await logs.default_path(client, id)).as_uri()
-    path = Path(log)
+    path = Path(given.log)
     if not await blocking(path.parent.is_dir):
         raise NotFound(f"directory {str(path.parent)!r} of the log")
     return path.as_uri()

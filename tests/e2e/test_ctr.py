@@ -57,6 +57,24 @@ def test_run_to_the_end(daemon, image):
     assert daemon.ctr("tasks", "ls", "-q").stdout == ""
 
 
+def test_run_with_a_log_uri(daemon, image, tmp_path):
+    """A file, whose directories are made, and a program; ctr names the same for stdout and stderr."""
+    daemon.ctr("run", "--rm", "--log-uri", f"file://{tmp_path}/a/log", image, "filed", "sh", "-c", "echo o; echo e >&2")
+    assert (tmp_path / "a" / "log").read_text() == "o\ne\n"
+    program = tmp_path / "logger"
+    script = 'exec 5<&-\ncat <&4 >"$2/e" & cat <&3 >"$2/o"\nwait; echo "$CONTAINER_ID" >"$2/id"\n'
+    program.write_text(f"#!/bin/sh\n{script}")
+    program.chmod(0o755)
+    uri = f"binary://{program}?to={tmp_path}"
+    daemon.ctr("run", "--rm", "--log-uri", uri, image, "piped", "sh", "-c", "echo o; echo e >&2")
+    assert [(tmp_path / name).read_text() for name in ("o", "e", "id")] == ["o\n", "e\n", "piped\n"]
+
+
+def test_exec_with_a_log_uri(daemon, box, tmp_path):
+    daemon.ctr("tasks", "exec", "--exec-id", "e1", "--log-uri", f"file://{tmp_path}/log", box, "echo", "hello")
+    assert (tmp_path / "log").read_text() == "hello\n"
+
+
 def test_run_with_environment_mount_and_host_network(daemon, image, tmp_path):
     (tmp_path / "file").write_text("from the host\n")
     mount = f"type=bind,src={tmp_path},dst=/mnt,options=rbind:ro"

@@ -116,6 +116,48 @@ def test_a_detached_container_can_be_looked_at_entered_and_ended(daemon, pulled)
     assert daemon.rctl("ps", "-aq").stdout == ""
 
 
+def test_a_log_in_kubernetes_format_is_read_and_followed_through_a_rotation(daemon, pulled, tmp_path):
+    log = tmp_path / "0.log"
+    script = "echo one; echo problem >&2; printf begun; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo ' and ended'"
+    daemon.run("-d", "--log-uri", f"cri://{log}", pulled, "kube", "sh", "-c", script)
+    try:
+        while daemon.rctl("logs", "kube").stderr != "problem\n":
+            pass
+        assert daemon.rctl("logs", "kube").stdout == "one\n"  # the line that has begun is not in the log yet
+        command = daemon.rctl_command("logs", "-f", "kube")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as follower:
+            assert follower.stdout
+            assert follower.stdout.readline() == b"one\n"
+            log.rename(tmp_path / "0.log.1")
+            daemon.rctl("exec", "kube", "touch", "/tmp/go")
+            assert follower.communicate(timeout=30)[0] == b"begun and ended\n"
+        assert daemon.rctl("logs", "-n", "1", "kube").stdout == "begun and ended\n"
+        assert log.read_text().split(" ", 1)[1] == "stdout F begun and ended\n"
+    finally:
+        daemon.rctl("rm", "-f", "kube")
+    assert log.exists()  # a file that --log-uri names is the user's
+
+
+def test_output_can_go_to_a_program(daemon, pulled, tmp_path):
+    program = tmp_path / "logger"
+    program.write_text('#!/bin/sh\nexec 5<&-\ncat <&3 >"$2"; echo "$CONTAINER_ID" >>"$2"\n')
+    program.chmod(0o755)
+    uri = f"binary://{program}?to={tmp_path}/out"
+    daemon.run("-d", "--log-uri", uri, pulled, "talker", "sh", "-c", "echo hello")
+    refused = daemon.rctl("logs", "talker", check=False)
+    assert uri in refused.stderr
+    daemon.rctl("rm", "-f", "talker")
+    assert (tmp_path / "out").read_text() == "hello\ntalker\n"
+
+
+@pytest.mark.parametrize("uri", ["syslog:///x", "cri://relative", "/plain/path", "binary:///no/such/program"])
+def test_a_log_that_cannot_be_is_refused_and_leaves_nothing(daemon, pulled, uri):
+    done = daemon.run("-d", "--log-uri", uri, pulled, "none", "true", check=False)
+    assert done.returncode == 1
+    assert uri in done.stderr
+    assert daemon.rctl("ps", "-aq").stdout == ""
+
+
 def test_control_c_ends_the_container(daemon, pulled):
     script = "trap 'exit 5' INT; echo up; while true; do sleep 0.1; done"
     command = daemon.rctl_command(

@@ -22,6 +22,8 @@ REPO = Path(__file__).parents[3]
         (["-o", "xml", "ps"], "xml"),
         (["run", "--rm", "-d", "x"], "-d goes neither with --rm"),
         (["run", "--log", "/tmp/x", "x"], "--log is for -d"),
+        (["run", "--log-uri", "cri:///tmp/x", "x"], "--log-uri is for -d"),
+        (["run", "-d", "--log", "/tmp/x", "--log-uri", "cri:///tmp/x", "x"], "say the same"),
         (["exec", "-d", "-t", "c", "sh"], "-d goes neither with -t"),
         (["exec", "c", "--"], ""),
         (["logs", "-n", "-1", "c"], "-1"),

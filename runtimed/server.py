@@ -220,7 +220,7 @@ async def _snapshotters(database: Database, loaded: Mapping[str, Loaded]) -> dic
 async def _launcher(config: Config, held: AsyncExitStack) -> Launcher:
     sockets = config.state / "s"
     await blocking(directories.make_private, sockets, 0o700)
-    nursery = Nursery()
+    nursery = Nursery(config.state / "rehearsal")
     ttrpc_address = config.address + directories.TTRPC_SUFFIX
     launcher = Launcher(
         nursery,

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,8 @@ _BUSY_TRIES = 50
 _BUSY_WAIT_S = 0.02
 
 
-def join(path: str, root: Path = _ROOT) -> None:
-    """Move this process to the cgroup *path*, which exists, in each hierarchy that has it.
+def join(path: str, pid: int, root: Path = _ROOT) -> None:
+    """Move a process to the cgroup *path*, which exists, in each hierarchy that has it.
 
     Raises:
         FailedPrecondition: no hierarchy has it.
@@ -30,7 +29,7 @@ def join(path: str, root: Path = _ROOT) -> None:
     for hierarchy in _hierarchies(root):
         procs = hierarchy.joinpath(*parts[1:], "cgroup.procs")
         if procs.exists():
-            procs.write_text(str(os.getpid()))
+            procs.write_text(str(pid))
             found = True
     if not found:
         raise FailedPrecondition(f"shim cgroup {path!r}: create it before the task")

@@ -110,7 +110,7 @@ class Terminal:
         """Begin to copy input. Raises InvalidArgument if its FIFO has gone meanwhile."""
         if self._input_path and self._master >= 0:
             self._source.open(self._input_path)
-            self._source.pump_to(self._master, splice=False, done=lambda: None)
+            self._source.pump_to(self._master, splice=False)
 
     def resize(self, width: int, height: int) -> None:
         """Set the size in characters; before there is a master, the size it will get."""

@@ -16,10 +16,11 @@ What would have to survive a hand-over to another shim process: the reader of ea
 import os
 import stat
 import time
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from runtimed.errors import InvalidArgument, RuntimedError, os_errors
-from shim import log, loop
+from shim import log, loop, poller
 from shim.sinks import Origin
 from shim.stdio import Output
 
@@ -100,11 +101,16 @@ class _Stream:
 
     def begin(self) -> None:
         self._is_watched = True
-        loop.add_reader(self._reader, self._step)
+        poller.add_reader(self._reader, self._step, resumable=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._is_watched and not self.ended.is_set():
+            self.begin()
 
     def replace(self, master: int) -> None:
         """Read from the terminal's *master* instead of the pipe; it is somebody else's, who closes it later."""
-        loop.remove_reader(self._reader)
+        poller.remove_reader(self._reader)
         os.close(self._reader)
         self._reader, self._is_own = master, False
         self.begin()
@@ -119,7 +125,7 @@ class _Stream:
         if not self.ended.is_set():
             self._file.write(self._lines.end(_now()))
             if self._is_watched:
-                loop.remove_reader(self._reader)
+                poller.remove_reader(self._reader)
             if self._is_own:
                 os.close(self._reader)
             self.ended.set()

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from contextlib import suppress
+from typing import Any
 
 from runtimed.errors import DeadlineExceeded, RuntimedError, Unavailable
 from shim import log, loop, ttrpc
@@ -46,7 +47,14 @@ class Publisher:
         self._empty.set()
         self._woken = loop.Event()
         self._client: ttrpc.Client | None = None
-        self._sending = loop.spawn(self._send())
+        self._sending = loop.spawn(self._send(), resumable=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_sending"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._sending = loop.spawn(self._send(), resumable=True)
 
     def publish(self, event: Message) -> None:
         """Queue *event*, a message of containerd.events. Never blocks."""

@@ -1,23 +1,24 @@
-"""Children and how they end: pidfds, exit statuses, orphans.
+"""Children and how they end: pidfds, exit statuses.
 
-The shim is a subreaper, so the processes that runc leaves behind become its children: a container's first process, what
-is started by exec, and orphans of both. Nobody else may wait for a child: a ``waitpid`` for any of them would take an
-exit status away from whoever needs it.
+The worker has two kinds. What it starts itself is its own: the OCI runtime, processes forked for some work. What the
+runtime leaves behind, a container's first process and what is started by exec, becomes a child of the keeper's
+(``shim.keeper``), which says how it has ended.
 """
 
 import os
 import signal
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from runtimed.errors import InvalidArgument, NotFound
-from shim import loop
+from shim import loop, poller
+from shim.link import Link
 
 # Python and the shim ignore some; an ignored signal would stay ignored in every program that a container runs.
 _DEFAULT_SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
-_STATUS_UNKNOWN = 255  # of a process that was not our child after all
+_STATUS_UNKNOWN = 255  # of a process that was neither our child nor the keeper's
 
 
 class Exit(NamedTuple):
@@ -28,18 +29,12 @@ class Exit(NamedTuple):
 
 
 class Child:
-    """A child process, from its adoption until its end.
+    """A process, until its end. It stays a zombie until its parent reaps it, so its pid is not reused before."""
 
-    The pid stays a zombie until it is reaped here, so a process that has ended before anyone asks is not missed, and
-    its pid is not reused while it can be signalled.
-    """
-
-    def __init__(self, children: "Children", pid: int) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
         self.exited: loop.Future[Exit] = loop.Future()
-        self._children = children
         self._pidfd = os.pidfd_open(pid)
-        loop.add_reader(self._pidfd, self._reap)
 
     def send_signal(self, number: int) -> None:
         """Send a signal.
@@ -57,29 +52,34 @@ class Child:
         except (OSError, ValueError, OverflowError):
             raise InvalidArgument(f"signal {number}: there is no such signal") from None
 
+    def reap_at_end(self) -> None:
+        """Wait for the process, as its parent."""
+        poller.add_reader(self._pidfd, self._reap)
+
+    def ended(self, exit: Exit) -> None:
+        os.close(self._pidfd)
+        self.exited.set_result(exit)
+
     def _reap(self) -> None:
-        loop.remove_reader(self._pidfd)
+        poller.remove_reader(self._pidfd)
         try:
             _, status = os.waitpid(self.pid, 0)  # it has ended, so this returns at once
             code = os.waitstatus_to_exitcode(status)
         except ChildProcessError:
             code = _STATUS_UNKNOWN
-        os.close(self._pidfd)
-        self.exited.set_result(Exit(code if code >= 0 else 128 - code, time.time_ns()))
-        self._children.forget(self)
+        self.ended(Exit(code if code >= 0 else 128 - code, time.time_ns()))
 
 
 class Children:
-    """All children of the shim, and the orphans it inherits."""
+    """The processes that a worker watches. Without *link* there is no keeper, and none can be adopted."""
 
-    def __init__(self) -> None:
-        self._known: set[int] = set()
+    def __init__(self, link: Link | None = None) -> None:
+        self.link = link
+        self._adopted: dict[int, Child] = {}
         self._expecting = 0
 
-    def reap_orphans(self) -> None:
-        """Begin to reap children that nobody adopted, now and whenever one ends."""
-        loop.on_signal(signal.SIGCHLD, self._reap_unknown)
-        self._reap_unknown()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "link": None}  # the next worker has its own
 
     def spawn(self, argv: list[str], env: dict[str, str], stdio: Sequence[int]) -> Child:
         """Start the program ``argv[0]`` (looked for on the shim's PATH) with three descriptors as its stdio.
@@ -88,35 +88,40 @@ class Children:
         """
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
         pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=())
-        return self.adopt(pid)
+        return self.own(pid)
+
+    def own(self, pid: int) -> Child:
+        """Wait for *pid*, a child of this process."""
+        child = Child(pid)
+        child.reap_at_end()
+        return child
 
     def adopt(self, pid: int) -> Child:
-        """Watch over *pid*, a child that is there or has ended unreaped. Raises ProcessLookupError."""
-        child = Child(self, pid)
-        self._known.add(pid)
+        """Watch over *pid*, a child of the keeper's that is there or has ended unreaped. Raises ProcessLookupError."""
+        child = self._adopted[pid] = Child(pid)
+        self._say("adopt", pid)
         return child
 
     def expect(self) -> None:
-        """Hold back from orphans while one of them may turn out to be a process to :meth:`adopt`."""
+        """Have the keeper hold back from its children while one of them may turn out to be a process to adopt."""
         self._expecting += 1
+        if self._expecting == 1:
+            self._say("hold")
 
     def expect_no_more(self) -> None:
         """Undo one :meth:`expect`."""
         self._expecting -= 1
-        self._reap_unknown()
+        if not self._expecting:
+            self._say("free")
 
-    def forget(self, child: Child) -> None:
-        self._known.discard(child.pid)
-        self._reap_unknown()  # it may have stood before others, see there
+    def ended(self, pid: int, exit: Exit) -> None:
+        """Take note of how an adopted one has ended, as the keeper says."""
+        self._adopted.pop(pid).ended(exit)
 
-    def _reap_unknown(self) -> None:
-        while not self._expecting:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return  # no children at all
-            # The kernel names the same one until it is reaped: behind a known one there may be orphans, whose turn
-            # comes when that one has been reaped by its watcher.
-            if found is None or found.si_pid in self._known:
-                return
-            os.waitpid(found.si_pid, 0)
+    def lost(self, pid: int) -> None:
+        """Take note that it is not the keeper's child: there is nobody who could say how it ends."""
+        self._adopted.pop(pid).reap_at_end()
+
+    def _say(self, *words: object) -> None:
+        assert self.link is not None
+        self.link.say(*words)

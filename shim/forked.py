@@ -22,7 +22,7 @@ async def forked(children: Children, func: Callable[..., object], *args: object)
         if pid == 0:
             _call(writer, func, args)
         try:
-            child = children.adopt(pid)
+            child = children.own(pid)
         finally:
             os.close(writer)
         status = (await child.exited).status

@@ -23,6 +23,11 @@ def open_in_bundle(*, debug: bool) -> None:
         _fd = os.open("log", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
+def fileno() -> int:
+    """Return the descriptor of the log; -1 if there is none."""
+    return _fd
+
+
 def debug(message: str) -> None:
     _write(DEBUG, message)
 

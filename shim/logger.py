@@ -18,7 +18,7 @@ from functools import partial
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from runtimed.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
-from shim import files, log, loop
+from shim import files, log, loop, poller
 from shim.exits import Child
 from shim.sinks import Origin
 from shim.stdio import Output, reopened
@@ -108,7 +108,7 @@ class Logger:
             # One of our own: who else has the program's must not find it changed.
             reader = reopened(pipe.reader, os.O_RDONLY | os.O_NONBLOCK)
             self._dropping.append(reader)
-            loop.add_reader(reader, partial(self._drop, reader))
+            poller.add_reader(reader, partial(self._drop, reader))
 
     def _drop(self, reader: int) -> None:
         try:
@@ -124,7 +124,7 @@ class Logger:
         self._dropped += len(data)
 
     def _stop_dropping(self, reader: int) -> None:
-        loop.remove_reader(reader)
+        poller.remove_reader(reader)
         os.close(reader)
         self._dropping.remove(reader)
 
@@ -183,11 +183,11 @@ def _command(uri: str, stream: str) -> list[str]:
 async def _readable(fd: int) -> None:
     """Wait until there is something to read, or the end."""
     event = loop.Event()
-    loop.add_reader(fd, event.set)
+    poller.add_reader(fd, event.set)
     try:
         await event.wait()
     finally:
-        loop.remove_reader(fd)
+        poller.remove_reader(fd)
 
 
 def _is_ending(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The shim's event loop: coroutines on epoll, and no more than a shim needs of that.
+"""The shim's event loop: coroutines on ``shim.poller``, and no more than a shim needs of that.
 
 asyncio does the same and more, but a shim that runs it writes to a thousand memory pages that it would otherwise share
 with its parent: two megabytes for each container. The words here mean what they mean there, but for this:
@@ -6,26 +6,24 @@ with its parent: two megabytes for each container. The words here mean what they
 * there is one loop in a process, and the functions of this module are about it;
 * to await a task never cancels it, so nothing needs a shield;
 * ``with timeout(seconds):`` is no async block;
-* a callback or a task that fails is logged, unless somebody awaits it.
+* a task that fails is logged, unless somebody awaits it.
 """
 
-import _signal  # type: ignore[import-not-found]  # not signal, whose wrappers cost memory
-import os
-import select
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from runtimed.errors import RuntimedError
-from shim import log
+from shim import log, poller
 
 T = TypeVar("T")
 
-_IN = select.EPOLLIN
-_OUT = select.EPOLLOUT
-_BROKEN = select.EPOLLERR | select.EPOLLHUP  # whoever waits learns of it from its next call
+_END_LIMIT_S = 10.0  # for what is cancelled when the loop is to end
+
+_tasks: "set[Task[Any]]" = set()
+_current: "Task[Any] | None" = None
 
 
 class Cancelled(BaseException):
@@ -63,7 +61,7 @@ class Future(Generic[T]):
     def add_callback(self, callback: Callable[[], None]) -> None:
         """Have *callback* called by the loop when this is done."""
         if self._is_done:
-            _loop.ready.append(callback)
+            poller.call_soon(callback)
         else:
             self._callbacks.append(callback)
 
@@ -71,9 +69,18 @@ class Future(Generic[T]):
         if callback in self._callbacks:
             self._callbacks.remove(callback)
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        """For who takes it up in another process: the result. Those who wait are not taken along."""
+        return self._is_done, self._result, self._exception
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._is_done, self._result, self._exception = state
+        self._callbacks = []
+
     def _settle(self) -> None:
         self._is_done = True
-        _loop.ready.extend(self._callbacks)
+        for callback in self._callbacks:
+            poller.call_soon(callback)
         self._callbacks.clear()
 
     def __await__(self) -> Generator["Future[Any]", None, T]:
@@ -85,51 +92,59 @@ class Future(Generic[T]):
 class Task(Future[T]):
     """A coroutine that runs by itself; :func:`spawn` makes them."""
 
-    __slots__ = ("_coroutine", "_thrown", "_waiting")
+    __slots__ = ("_coroutine", "_thrown", "_waiting", "resumable")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, T], resumable: bool) -> None:
         super().__init__()
+        self.resumable = resumable
         self._coroutine = coroutine
         self._waiting: Future[Any] | None = None
-        self._thrown: BaseException | None = None
-        _loop.tasks.add(self)
-        _loop.ready.append(self._step)
+        self._thrown: list[BaseException] = []
+        _tasks.add(self)
+        poller.call_soon(self._step)
 
     def cancel(self) -> None:
         """Throw Cancelled into the task where it waits. Nothing if it is done."""
         self.throw(Cancelled())
 
     def throw(self, exception: BaseException) -> None:
-        """Throw *exception* into the task where it waits; of several, a Cancelled from outside goes first."""
-        if self._is_done or (self._thrown is not None and type(exception) is not Cancelled):
+        """Throw *exception* into the task where it waits; of several each at one ``await``, in their order."""
+        if self._is_done:
             return
-        self._thrown = exception
+        self._thrown.append(exception)
         if self._waiting is not None and not self._waiting.done():
             self._waiting.remove_callback(self._step)
             self._waiting = None
-            _loop.ready.append(self._step)
+            poller.call_soon(self._step)
+
+    def take_back(self, exception: BaseException) -> None:
+        """Do not throw *exception* any more, if it has not been yet."""
+        if exception in self._thrown:
+            self._thrown.remove(exception)
 
     def _step(self) -> None:
-        thrown, self._thrown, self._waiting = self._thrown, None, None
-        _loop.current = self
+        global _current
+        thrown = self._thrown.pop(0) if self._thrown else None
+        self._waiting = None
+        _current = self
         try:
             waiting = self._coroutine.throw(thrown) if thrown is not None else self._coroutine.send(None)
         except StopIteration as stop:
-            _loop.tasks.discard(self)
+            _tasks.discard(self)
             self.set_result(stop.value)
         except BaseException as exc:
-            _loop.tasks.discard(self)
+            _tasks.discard(self)
             if not self._callbacks and not isinstance(exc, Cancelled | RuntimedError):
                 log.exception("a task failed", exc)
             self.set_exception(exc)
         else:
-            if self._thrown is None:
+            if not self._thrown:
                 self._waiting = waiting
                 waiting.add_callback(self._step)
             else:
-                _loop.ready.append(self._step)  # it was cancelled by what it did itself
+                poller.call_soon(self._step)  # there is more to throw, or it was cancelled by what it did itself
         finally:
-            _loop.current = None
+            _current = None
 
 
 class Event:
@@ -140,6 +155,14 @@ class Event:
     def __init__(self) -> None:
         self._is_set = False
         self._waiting: list[Future[None]] = []
+
+    def __getstate__(self) -> tuple[bool]:
+        """For who takes it up in another process. Those who wait are not taken along."""
+        return (self._is_set,)
+
+    def __setstate__(self, state: tuple[bool]) -> None:
+        (self._is_set,) = state
+        self._waiting = []
 
     def is_set(self) -> bool:
         return self._is_set
@@ -210,155 +233,101 @@ class _Expired(Cancelled):
 class timeout:
     """``with timeout(seconds):`` raises TimeoutError at the ``await`` where the time runs out. None is no limit."""
 
-    __slots__ = ("_expired", "_seconds", "_timer", "is_expired")
+    __slots__ = ("_expired", "_resumable", "_seconds", "_task", "_timer", "is_expired")
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, *, resumable: bool = False) -> None:
         self._seconds = seconds
-        self._timer: Timer | None = None
+        self._resumable = resumable
+        self._task: Task[Any] | None = None
+        self._timer: poller.Timer | None = None
         self._expired = _Expired()
         self.is_expired = False
 
     def __enter__(self) -> Self:
         if self._seconds is not None:
-            task = _loop.current
-            assert task is not None
-            self._timer = call_later(self._seconds, lambda: self._expire(task))
+            self._task = _current
+            self._timer = poller.call_later(self._seconds, self._expire, resumable=self._resumable)
         return self
 
-    def _expire(self, task: Task[Any]) -> None:
-        if self._timer is not None:  # else the block was left in the same turn
-            task.throw(self._expired)
+    def _expire(self) -> None:
+        if self._task is not None:  # else the block was left in the same turn
+            self._task.throw(self._expired)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._timer is not None:
+        if self._task is not None and self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._task.take_back(self._expired)  # the block may have ended by something else that was thrown first
+            self._task = None
         if exc is self._expired:
             self.is_expired = True
             raise TimeoutError from None
 
 
-class Timer:
-    """A call to come."""
+class Rest(Protocol):
+    """What is done when a loop has nothing to do."""
 
-    __slots__ = ("callback", "when")
+    @property
+    def after_s(self) -> float: ...
 
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
-        self.when = when
-        self.callback = callback
-
-    def cancel(self) -> None:
-        _loop.timers.discard(self)
+    def begin(self, readers: list[int]) -> None:
+        """Called when nothing has come for *after_s* seconds; *readers* are the descriptors that are waited for."""
 
 
-class _Watch:
-    """Who waits for a descriptor."""
+def run(main: Coroutine[Any, Any, T], rest: Rest | None = None) -> T:
+    """Run *main* to its end in a loop of its own; what it has spawned and not awaited is cancelled then.
 
-    __slots__ = ("reader", "writer")
-
-    def __init__(self) -> None:
-        self.reader: Callable[[], object] | None = None
-        self.writer: Callable[[], object] | None = None
-
-    def mask(self) -> int:
-        return (_IN if self.reader else 0) | (_OUT if self.writer else 0)
-
-
-class _Loop:
-    """The state of the one loop."""
-
-    def __init__(self) -> None:
-        self.ready: deque[Callable[[], None]] = deque()
-        self.timers: set[Timer] = set()  # few: no order is kept
-        self.tasks: set[Task[Any]] = set()
-        self.current: Task[Any] | None = None
-        self.watches: dict[int, _Watch] = {}
-        self.epoll: select.epoll | None = None
-        self.signals: dict[int, Callable[[], None]] = {}
-        self.wake_up: tuple[int, int] | None = None
-
-    def turn(self) -> None:
-        """Wait for what comes next, and do all that has come."""
-        assert self.epoll is not None
-        for fd, mask in self.epoll.poll(self._patience()):
-            # A callback before this one may have closed the descriptor, and opened another by the same number.
-            watch = self.watches.get(fd)
-            if watch is not None:
-                self.ready.append(_notice(watch, mask))
-        if self.timers:
-            now = monotonic()
-            due = [timer for timer in self.timers if timer.when <= now]
-            for timer in sorted(due, key=lambda timer: timer.when):
-                self.timers.discard(timer)
-                self.ready.append(timer.callback)
-        for _ in range(len(self.ready)):  # what these add waits for the next turn
-            callback = self.ready.popleft()
-            try:
-                callback()
-            except Exception as exc:
-                log.exception("a callback failed", exc)
-
-    def _patience(self) -> float | None:
-        if self.ready:
-            return 0
-        if not self.timers:
-            return None
-        return max(0.0, min(timer.when for timer in self.timers) - monotonic())
-
-
-def _notice(watch: _Watch, mask: int) -> Callable[[], None]:
-    def notify() -> None:
-        if watch.reader is not None and mask & (_IN | _BROKEN):
-            watch.reader()
-        if watch.writer is not None and mask & (_OUT | _BROKEN):
-            watch.writer()
-
-    return notify
-
-
-_loop = _Loop()
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run *main* to its end in a loop of its own; what it has spawned and not awaited is cancelled then."""
-    global _loop
-    if _loop.epoll is not None:
-        raise RuntimeError("the loop runs already")
-    _loop = _Loop()
-    _loop.epoll = select.epoll()
+    With a *rest*, *main* is resumable, and it begins when all else is that goes on.
+    """
+    global _current
+    poller.open()
+    _tasks.clear()
     try:
-        task = spawn(main)
+        task = spawn(main, resumable=rest is not None)
         task.add_callback(lambda: None)  # somebody waits for it
         while not task.done():
-            _loop.turn()
-        while _loop.tasks:
-            for left in list(_loop.tasks):
-                left.cancel()
-            _loop.turn()
+            came = poller.turn(rest.after_s if rest is not None else None)
+            if not came and rest is not None and (readers := _resumable_readers()) is not None:
+                rest.begin(readers)
+        _end()
         return task.result()
     finally:
-        _forget_signals()
-        _loop.epoll.close()
-        _loop.epoll = None
+        _tasks.clear()
+        _current = None
+        poller.close()
 
 
-def spawn(coroutine: Coroutine[Any, Any, T]) -> Task[T]:
+def _resumable_readers() -> list[int] | None:
+    return poller.resumable_readers() if all(task.resumable for task in _tasks) else None
+
+
+def _end() -> None:
+    """Cancel each task once, and wait for them: some have to clean up."""
+    cancelled: set[Task[Any]] = set()
+    limit = poller.call_later(_END_LIMIT_S, lambda: None)
+    while _tasks and monotonic() < limit.when:
+        for task in _tasks - cancelled:
+            task.cancel()
+        cancelled |= _tasks
+        poller.turn()
+
+
+def spawn(coroutine: Coroutine[Any, Any, T], *, resumable: bool = False) -> Task[T]:
     """Run *coroutine* beside the others, from the next turn on."""
-    return Task(coroutine)
+    return Task(coroutine, resumable)
 
 
-def call_later(seconds: float, callback: Callable[[], None]) -> Timer:
-    timer = Timer(monotonic() + seconds, callback)
-    _loop.timers.add(timer)
-    return timer
+def current() -> Task[Any]:
+    """Return the task that runs now."""
+    assert _current is not None
+    return _current
 
 
 async def sleep(seconds: float) -> None:
     """Wait; 0 lets the others have a turn."""
     over: Future[None] = Future()
-    timer = call_later(seconds, lambda: over.set_result(None))
+    timer = poller.call_later(seconds, lambda: over.set_result(None))
     try:
         await over
     finally:
@@ -371,85 +340,3 @@ async def settled(task: Future[Any]) -> None:
         done: Future[None] = Future()
         task.add_callback(lambda: done.set_result(None))
         await done
-
-
-def add_reader(fd: int, callback: Callable[[], object]) -> None:
-    """Have *callback* called whenever *fd* is readable, at its end, or broken."""
-    watch = _watch(fd)
-    watch.reader = callback
-    _renew(fd, watch)
-
-
-def remove_reader(fd: int) -> bool:
-    """Return whether there was one. Remove it before *fd* is closed."""
-    watch = _loop.watches.get(fd)
-    if watch is None or watch.reader is None:
-        return False
-    watch.reader = None
-    _renew(fd, watch)
-    return True
-
-
-def add_writer(fd: int, callback: Callable[[], object]) -> None:
-    """Have *callback* called whenever *fd* takes more, or is broken."""
-    watch = _watch(fd)
-    watch.writer = callback
-    _renew(fd, watch)
-
-
-def remove_writer(fd: int) -> bool:
-    """Return whether there was one. Remove it before *fd* is closed."""
-    watch = _loop.watches.get(fd)
-    if watch is None or watch.writer is None:
-        return False
-    watch.writer = None
-    _renew(fd, watch)
-    return True
-
-
-def on_signal(number: int, callback: Callable[[], None]) -> None:
-    """Have *callback* called by the loop whenever the signal has come, for as long as the loop runs."""
-    if _loop.wake_up is None:
-        reader, writer = _loop.wake_up = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        add_reader(reader, _signalled)
-    _loop.signals[number] = callback
-    _signal.signal(number, _nothing)  # the wake-up pipe has the number
-
-
-def _nothing(number: int, frame: object) -> None:
-    pass
-
-
-def _signalled() -> None:
-    assert _loop.wake_up is not None
-    for number in set(os.read(_loop.wake_up[0], 4096)):
-        if (callback := _loop.signals.get(number)) is not None:
-            callback()
-
-
-def _forget_signals() -> None:
-    for number in _loop.signals:
-        _signal.signal(number, _signal.SIG_DFL)
-    if _loop.wake_up is not None:
-        _signal.set_wakeup_fd(-1)
-        for fd in _loop.wake_up:
-            os.close(fd)
-
-
-def _watch(fd: int) -> _Watch:
-    assert _loop.epoll is not None
-    watch = _loop.watches.get(fd)
-    if watch is None:
-        _loop.epoll.register(fd, 0)  # the callback makes it known what for
-        watch = _loop.watches[fd] = _Watch()
-    return watch
-
-
-def _renew(fd: int, watch: _Watch) -> None:
-    assert _loop.epoll is not None
-    if mask := watch.mask():
-        _loop.epoll.modify(fd, mask)
-    else:
-        del _loop.watches[fd]
-        _loop.epoll.unregister(fd)

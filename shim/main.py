@@ -36,6 +36,7 @@ from runtimed.mounts import unmount_all
 from shim import log, loop, server, ttrpc
 from shim import messages as pb
 from shim.exits import Children
+from shim.keeper import Keeper
 from shim.options import DEFAULT_ROOT, Options
 from shim.proto import DecodeError
 from shim.runc import Runc
@@ -142,10 +143,12 @@ def _fork(settings: server.Settings) -> None:
         server.detach({sock.fileno()})  # closes stdout and stderr, which the daemon reads to their end
         with suppress(OSError):  # /proc may be read-only, where the daemon is itself in a container
             process.raise_oom_score_adj(1)  # the daemon's plus one
-        server.become(settings)
+        server.become()
         log.open_in_bundle(debug=settings.debug)
-        server.run(settings, sock)
-        status = 0
+        given = [fd for fd in (sock.fileno(), log.fileno()) if fd >= 0]
+        keeper = Keeper(lambda start: server.work(lambda: (settings, sock), start), given)
+        keeper.start()
+        status = keeper.run()
     finally:
         os._exit(status)
 

@@ -1,8 +1,9 @@
-"""The warm parent that forks shims for the daemon: ``python -m shim.nursery FD``.
+"""The warm parent that forks shims for the daemon: ``python -m shim.nursery FD DIRECTORY``.
 
 Importing Python's standard library costs 20 ms and some megabytes; here both are paid once. The daemon starts one
-nursery by exec, with one end of a ``SOCK_SEQPACKET`` socket pair as FD, and asks it for shims. A request and its answer
-are one packet each, one JSON object each, one after the other::
+nursery by exec, with one end of a ``SOCK_SEQPACKET`` socket pair as FD, and asks it for shims. DIRECTORY is made for
+the time of its start (``shim.rehearsal``). A request and its answer are one packet each, one JSON object each, one
+after the other::
 
     {"id": "c1",                    the container, or the group of a pod's containers
      "namespace": "default",
@@ -17,8 +18,8 @@ are one packet each, one JSON object each, one after the other::
     {"pid": 4711}                   the shim; its socket listens already
     {"error": "..."}                nothing was started
 
-The nursery binds the socket (mode 0600) and listens before it forks, so the daemon may connect as soon as it has the
-answer. A socket file that nobody listens on is replaced; one that somebody listens on is an error.
+The socket (mode 0600) is bound before the answer, so the daemon may connect as soon as it has that. A socket file that
+nobody listens on is replaced; one that somebody listens on is an error.
 
 A shim serves any number of containers, so those of a pod need one only. The nursery knows nothing of groups; who asks
 it does: the group is the annotation ``io.containerd.runc.v2.group`` of the container's spec, or else
@@ -40,17 +41,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from types import CodeType, FunctionType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from runtimed.linux import process
-from shim import files, loop, server, ttrpc
-from shim import messages as pb
-from shim.events import EVENTS, Publisher
-from shim.exits import Children
+from shim import rehearsal, server
+from shim.keeper import Keeper
 from shim.options import DEFAULT_ROOT
-from shim.proto import Message
-from shim.task import TaskService
 
 _TASK = "containerd.task.v3.Task"
 _MAX_PACKET = 64 << 10  # bytes of a request
@@ -74,104 +70,12 @@ def main() -> None:
     process.set_name("runtimed-nursery")
     with suppress(OSError):  # /proc may be read-only, where the daemon is itself in a container
         process.raise_oom_score_adj(1)  # the daemon's plus one, for all shims to come
-    hot = _rehearse(1)
-    _gather(hot)
-    _rehearse(_REHEARSALS)
+    rehearsal.rehearse(sys.argv[2], _settings)
     # A collection would write to the header of every object there is, and so give each shim its own copy of them.
     gc.collect()
     gc.freeze()
     while packet := _receive(requests):
         _fork(requests, packet)
-
-
-def _gather(hot: set[CodeType]) -> None:
-    """Move the code that shims run to one place, so that the counts of its users are on few pages."""
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__ in hot:
-            function.__code__ = function.__code__.replace()
-
-
-def _rehearse(times: int) -> set[CodeType]:
-    """Do here what every shim does, with a program that does nothing in runc's place.
-
-    Python makes much on first use: caches, specialised bytecode, compiled patterns. Made before the fork it costs
-    memory once, made after it once for each shim. Returns the code that was run.
-    """
-    run: set[CodeType] = set()
-    directory = f"/tmp/runtimed-rehearsal-{os.getpid()}"
-    try:
-        os.mkdir(directory, 0o700)  # noqa: PTH102 - a string all the way
-    except OSError:
-        return run  # shims will be somewhat larger
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    process.set_child_subreaper()
-    if times == 1:
-        sys.setprofile(lambda frame, event, argument: run.add(frame.f_code))
-    try:
-        for name in ("in", "out"):
-            os.mkfifo(f"{directory}/{name}", 0o600)
-        loop.run(_rehearse_in(directory, times))
-    except Exception:
-        traceback.print_exc()  # shims will be somewhat larger
-    finally:
-        sys.setprofile(None)
-        process.set_child_subreaper(False)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        for name in os.listdir(directory):  # noqa: PTH208
-            os.unlink(f"{directory}/{name}")  # noqa: PTH108
-        os.rmdir(directory)  # noqa: PTH106
-    return run
-
-
-class _Events:
-    """Takes the events of a rehearsal."""
-
-    REQUESTS: ClassVar = {"Forward": pb.ForwardRequest}
-    READS: ClassVar = frozenset({"Forward"})
-
-    async def Forward(self, request: pb.ForwardRequest) -> pb.Empty:
-        return pb.Empty()
-
-
-async def _rehearse_in(bundle: str, times: int) -> None:
-    for _ in range(times):
-        request = {"id": "r", "namespace": "rehearsal", "bundle": bundle, "socket": f"{bundle}/s", "debug": False}
-        settings = _settings(json.dumps(request).encode())
-        process.set_name("runtimed-nursery")
-        await _rehearse_life(settings, server.listen(settings.socket_path))
-
-
-async def _rehearse_life(settings: server.Settings, sock: _socket.socket) -> None:
-    path, bundle = settings.socket_path, settings.bundle
-    children = Children()
-    children.reap_orphans()
-    publisher = Publisher(path, settings.namespace)
-    tasks = TaskService(settings.namespace, "/nonexistent", children, publisher)
-    service = ttrpc.Server({_TASK: tasks, EVENTS: _Events()})
-    service.serve(sock)
-    client = ttrpc.Client(ttrpc.connected(path))
-    options = pb.Any.of(pb.Options(binary_name="true"))
-
-    async def call(method: str, request: Message, response_type: type[Message] = pb.Empty) -> None:
-        await client.call(_TASK, method, request, response_type, 10)
-
-    # What the runtime would leave: a process that is a child of the shim's by then.
-    pid = os.posix_spawnp("sleep", ["sleep", "60"], {})  # noqa: ASYNC221 - returns at once
-    files.write(f"{bundle}/init.pid", str(pid).encode())
-    create = pb.CreateTaskRequest(
-        id="r", bundle=bundle, stdin=f"{bundle}/in", stdout=f"{bundle}/out", stderr=f"{bundle}/out", options=options
-    )
-    await call("Create", create, pb.CreateTaskResponse)
-    await call("Connect", pb.ConnectRequest(id="r"), pb.ConnectResponse)
-    await call("Start", pb.StartRequest(id="r"), pb.StartResponse)
-    await call("State", pb.StateRequest(id="r"), pb.StateResponse)
-    await call("Kill", pb.KillRequest(id="r", signal=signal.SIGKILL))
-    await call("Wait", pb.WaitRequest(id="r"), pb.WaitResponse)
-    await call("Delete", pb.DeleteRequest(id="r"), pb.DeleteResponse)
-    client.close()
-    await publisher.close(1)
-    service.close()
-    os.unlink(path)  # noqa: PTH108
 
 
 def _receive(requests: socket.socket) -> bytes:
@@ -211,7 +115,7 @@ def _settings(packet: bytes) -> server.Settings:
 
 
 def _fork(requests: socket.socket, packet: bytes) -> None:
-    """Fork a process that answers *packet*, and is the shim if that can be; return when it has answered.
+    """Fork a shim that answers *packet*, if there can be one; return when it is answered.
 
     The shim does all there is to do itself. What the nursery writes to in its memory between two forks each shim gets
     a copy of for its own, so that is as little as can be.
@@ -219,41 +123,50 @@ def _fork(requests: socket.socket, packet: bytes) -> None:
     answered, answering = os.pipe()
     if os.fork() == 0:
         os.close(answered)
-        _answer(requests, packet, answering)
+        _keep(requests, packet, answering)
     os.close(answering)
     os.read(answered, 1)
     os.close(answered)
 
 
-def _answer(requests: socket.socket, packet: bytes, answering: int) -> NoReturn:
-    """Be the shim, and never come back to the nursery's loop."""
+def _keep(requests: socket.socket, packet: bytes, answering: int) -> NoReturn:
+    """Be the keeper of a shim, whose first worker answers, and never come back to the nursery's loop."""
     status = 1
+    given = [requests.fileno(), answering]
     try:
         try:
-            settings = _settings(packet)
-            os.chdir(settings.bundle)  # before there is a socket that would have to go again
-            sock = server.listen(settings.socket_path)
-            try:
-                server.become(settings)
-            except BaseException:
-                os.unlink(settings.socket_path)  # noqa: PTH108 - a string all the way
-                raise
-        except (OSError, ValueError) as exc:
+            server.become()
+            keeper = Keeper(lambda start: server.work(lambda: _answer(given, packet), start), given)
+            keeper.start()
+        except OSError as exc:
             _send(requests, json.dumps({"error": str(exc)}))
-            os._exit(status)
-        _send(requests, f'{{"pid": {os.getpid()}}}')
-        requests.close()
-        os.close(answering)
+            raise
         os.dup2(0, 2)  # what the nursery itself has to say is for the daemon
-        server.run(settings, sock)
-        status = 0
+        status = keeper.run()
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _send(requests: socket.socket, answer: str) -> None:
+def _answer(given: list[int], packet: bytes) -> tuple[server.Settings, _socket.socket]:
+    """Answer *packet* by what was *given* to the worker, which is over with it; return what it asks for."""
+    requests = _socket.socket(fileno=given[0])
+    try:
+        settings = _settings(packet)
+        os.chdir(settings.bundle)  # before there is a socket that would have to go again
+        sock = server.listen(settings.socket_path)
+    except (OSError, ValueError) as exc:
+        _send(requests, json.dumps({"error": str(exc)}))
+        os._exit(1)
+    _send(requests, f'{{"pid": {os.getppid()}}}')
+    requests.close()
+    os.close(given[1])
+    os.dup2(0, 2)
+    return settings, sock
+
+
+def _send(requests: _socket.socket, answer: str) -> None:
     with suppress(OSError):  # nobody there any more: the nursery's next receive says so, too
         requests.send(answer.encode())
 

@@ -8,9 +8,10 @@ import os
 import select
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from runtimed.errors import NotFound
-from shim import files, log, loop
+from shim import files, log, poller
 from shim.hierarchies import Cgroups
 
 # Seconds after a notice at which the counter is looked at again.
@@ -31,7 +32,7 @@ class OomWatch:
         self.fd = -1
         self._tell = tell
         self._file = -1
-        self._again: list[loop.Timer] = []
+        self._again: list[poller.Timer] = []
         self._is_v2 = cgroups.is_unified
         if not cgroups.is_own("memory"):
             return
@@ -45,8 +46,18 @@ class OomWatch:
             log.warning(f"nobody will learn when this container runs out of memory: {exc}")
             self.close()
             return
-        loop.add_reader(self.fd, self._notice)
-        self.look()  # a watch that is taken up again may have missed something
+        poller.add_reader(self.fd, self._notice, resumable=True)
+        self.look()  # what came between the making of the container and this
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__ if name != "_again" and hasattr(self, name)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._again = []
+        if self.fd != -1:
+            poller.add_reader(self.fd, self._notice, resumable=True)
 
     def look(self) -> None:
         """Read the counter, and tell if it has risen. Nothing without a watch."""
@@ -69,7 +80,7 @@ class OomWatch:
             timer.cancel()
         self._again.clear()
         if self.fd != -1:
-            loop.remove_reader(self.fd)
+            poller.remove_reader(self.fd)
             os.close(self.fd)
         if self._file != -1:
             os.close(self._file)
@@ -82,7 +93,7 @@ class OomWatch:
         self.look()
         for timer in self._again:
             timer.cancel()
-        self._again = [] if self.fd == -1 else [loop.call_later(seconds, self.look) for seconds in _AGAIN_S]
+        self._again = [] if self.fd == -1 else [poller.call_later(seconds, self.look) for seconds in _AGAIN_S]
 
     def _register(self, control: str) -> int:
         """Return an eventfd to which the kernel writes when there is not enough memory in a version 1 cgroup."""

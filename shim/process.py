@@ -9,7 +9,7 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtimed.errors import FailedPrecondition, Internal, NotFound, RuntimedError
 from runtimed.linux.mount import UMOUNT_NOFOLLOW, umount2
@@ -79,6 +79,14 @@ class Process(ABC):
         self._watching: loop.Task[None] | None = None
         self.lock = loop.Lock()  # one action at a time; an exit is published between two
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_watching": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._child is not None and self.exit is None:
+            self._begin_to_watch(self._child)
+
     @property
     def has_ended(self) -> bool:
         """Whether the process is gone, though its exit may not have been published yet."""
@@ -144,7 +152,10 @@ class Process(ABC):
         self._streams, self._sinks = streams, sinks
         if self._size is not None:
             streams.resize(*self._size)
-        self._watching = loop.spawn(self._watch(self._child))
+        self._begin_to_watch(self._child)
+
+    def _begin_to_watch(self, child: Child) -> None:
+        self._watching = loop.spawn(self._watch(child), resumable=True)
 
     def _start_input(self) -> None:
         if self._streams is not None:

@@ -4,8 +4,9 @@ import errno
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from shim import log, loop
+from shim import log, loop, poller
 
 _CHUNK = 64 << 10  # bytes moved at once, the size of a pipe
 _SPLICE_F_NONBLOCK = 2
@@ -26,15 +27,27 @@ class Pump:
         self._done = done
         self._move = self._splice if splice else self._copy
         self._pending = memoryview(b"")
-        loop.add_reader(source, self._step)
+        self._read()
+
+    def __getstate__(self) -> dict[str, Any]:
+        assert not self._pending  # else it waits to write, and keeps the worker awake
+        return {name: value for name, value in vars(self).items() if name != "_pending"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _pending=memoryview(b""))
+        if not self.ended.is_set():
+            self._read()
+
+    def _read(self) -> None:
+        poller.add_reader(self._source, self._step, resumable=True)
 
     def stop(self) -> None:
         """Move no more. Does not call *done*."""
         if self.ended.is_set():
             return  # the numbers may be another stream's by now
-        loop.remove_reader(self._source)
+        poller.remove_reader(self._source)
         if self._target >= 0:
-            loop.remove_writer(self._target)
+            poller.remove_writer(self._target)
         self.ended.set()
 
     def _step(self, *, target_was_full: bool = False) -> None:
@@ -43,8 +56,8 @@ class Pump:
             more = self._move()
         except BlockingIOError:
             if not target_was_full:
-                loop.remove_reader(self._source)
-                loop.add_writer(self._target, partial(self._step, target_was_full=True))
+                poller.remove_reader(self._source)
+                poller.add_writer(self._target, partial(self._step, target_was_full=True))
                 return
             if self._pending:
                 return  # room for a part only
@@ -57,8 +70,8 @@ class Pump:
             self.stop()
             self._done()
         elif target_was_full:
-            loop.remove_writer(self._target)
-            loop.add_reader(self._source, self._step)
+            poller.remove_writer(self._target)
+            self._read()
 
     def _splice(self) -> bool:
         return os.splice(self._source, self._target, _CHUNK, flags=_SPLICE_F_NONBLOCK) > 0

@@ -4,13 +4,19 @@ import _socket  # not socket, whose wrappers cost each shim 0.1 MB of memory
 import errno
 import os
 import signal
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from math import inf
+from time import monotonic
+from typing import Any
 
 from runtimed.linux import process
-from shim import failpoints, log, loop, ttrpc
+from shim import failpoints, files, log, loop, poller, ttrpc
 from shim.events import Publisher
-from shim.exits import Children
+from shim.exits import Children, Exit
+from shim.handover import Handover
+from shim.keeper import Start
+from shim.link import Link
 from shim.options import DEFAULT_ROOT
 from shim.task import TaskService
 
@@ -84,13 +90,11 @@ def is_served(path: str) -> bool:
     return True
 
 
-def become(settings: Settings) -> None:
+def become() -> None:
     """Turn a process that was forked a moment ago into a shim; what is there already is in order. Raises OSError."""
     os.setsid()
-    os.chdir(settings.bundle)
     process.set_child_subreaper()
     process.set_name("runtimed-shim")
-    failpoints.arm()
 
 
 def detach(keep: Collection[int], *, stderr: bool = True) -> None:
@@ -106,40 +110,90 @@ def detach(keep: Collection[int], *, stderr: bool = True) -> None:
     os.close(null)
 
 
-def run(settings: Settings, sock: _socket.socket) -> None:
-    """Serve until the shim is shut down."""
+def work(first: Callable[[], tuple[Settings, _socket.socket]], start: Start) -> None:
+    """Serve until the shim is shut down, as its worker; *first* gives the first one what to serve, and where."""
+    failpoints.arm()
+    settings, sock = first() if start.state < 0 else (None, None)
+    if settings is not None:
+        start.link.say("chdir", settings.bundle)
+    handover = Handover(start)
+
+    async def main() -> None:
+        shim = Shim(settings, sock, start.keeper) if settings and sock else handover.restored()
+        shim.attach(start.link)
+        handover.keep(shim)
+        await shim.serve()
+
     try:
-        loop.run(_serve(settings, sock))
+        loop.run(main(), handover)
     except Exception as exc:
         log.exception("the shim failed", exc)
         raise
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(settings.socket_path)  # noqa: PTH108 - a string all the way
+        if handover.root is not None:
+            handover.root.unlink()
 
 
-async def _serve(settings: Settings, sock: _socket.socket) -> None:
-    children = Children()
-    children.reap_orphans()
-    publisher = Publisher(settings.ttrpc_address, settings.namespace)
-    tasks = TaskService(settings.namespace, settings.runc_root, children, publisher)
-    server = ttrpc.Server({"containerd.task.v3.Task": tasks, "containerd.task.v2.Task": tasks})
-    server.serve(sock)
+class Shim:
+    """What a shim is made of, wherever it is at work. *pid* is its keeper's."""
 
-    def terminate() -> None:
-        # With tasks it stays: a service manager that stops the daemon's unit must not stop the containers' keepers.
-        if not tasks.has_tasks:
-            tasks.shutdown.set()
+    def __init__(self, settings: Settings, sock: _socket.socket, pid: int) -> None:
+        self._socket_path = settings.socket_path
+        self._children = Children()
+        self._publisher = Publisher(settings.ttrpc_address, settings.namespace)
+        self._tasks = TaskService(settings.namespace, settings.runc_root, self._children, self._publisher, pid)
+        self._server = ttrpc.Server({"containerd.task.v3.Task": self._tasks, "containerd.task.v2.Task": self._tasks})
+        self._server.serve(sock)
+        self._was_alone = self._is_alone
+        self._look_again = monotonic() + _FORGOTTEN_S
 
-    loop.on_signal(signal.SIGTERM, terminate)
-    while not tasks.shutdown.is_set():
-        was_alone = not (server.connections or tasks.has_tasks)
-        with suppress(TimeoutError), loop.timeout(_FORGOTTEN_S):
-            await tasks.shutdown.wait()
-        if was_alone and not (server.connections or tasks.has_tasks):
-            break
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_was_alone": self._was_alone and self._is_alone}
 
-    with suppress(FileNotFoundError):
-        os.unlink(settings.socket_path)  # noqa: PTH108 - from here on nobody should come
-    await publisher.close(_FLUSH_LIMIT_S)
-    server.close()
+    @property
+    def patience_s(self) -> float | None:
+        """For how long a shim with nothing to do may rest; None is for ever."""
+        until = min(self._server.next_deadline, self._look_again if self._is_alone else inf)
+        return None if until == inf else max(0.0, until - monotonic())
+
+    def attach(self, link: Link) -> None:
+        """Begin to talk with the keeper, until the end of :meth:`serve`."""
+        self._children.link = link
+        poller.add_reader(link.fileno(), lambda: link.hear(self._hear), resumable=True)
+
+    async def serve(self) -> None:
+        """Return when the shim is shut down or was forgotten; nobody can connect by then, and all events are sent."""
+        shutdown = self._tasks.shutdown
+        while not shutdown.is_set():
+            with suppress(TimeoutError), loop.timeout(max(0.0, self._look_again - monotonic()), resumable=True):
+                await shutdown.wait()
+            if monotonic() >= self._look_again:
+                if self._was_alone and self._is_alone:
+                    break
+                self._was_alone = self._is_alone
+                self._look_again = monotonic() + _FORGOTTEN_S
+
+        self.unlink()  # from here on nobody should come
+        await self._publisher.close(_FLUSH_LIMIT_S)
+        self._server.close()
+        if self._children.link is not None:
+            poller.remove_reader(self._children.link.fileno())
+
+    def unlink(self) -> None:
+        """Remove the socket's file, which need not be there."""
+        files.remove(self._socket_path)
+
+    @property
+    def _is_alone(self) -> bool:
+        return not (self._server.connections or self._tasks.has_tasks)
+
+    def _hear(self, words: list[bytes]) -> None:
+        if words[0] == b"terminate":
+            # With tasks it stays: a service manager that stops the daemon's unit must not stop the containers' keepers.
+            if not self._tasks.has_tasks:
+                self._tasks.shutdown.set()
+        elif words[0] == b"lost":
+            self._children.lost(int(words[1]))
+        else:
+            _, pid, status, at = words
+            self._children.ended(int(pid), Exit(int(status), int(at)))

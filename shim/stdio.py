@@ -206,6 +206,7 @@ class Source:
         self.opened = False
         self._reader = self._holder = -1
         self._pump: Pump | None = None
+        self._done: Callable[[], None] | None = None
 
     def open(self, path: str) -> None:
         """Open the FIFO *path*. Raises InvalidArgument if it is not there."""
@@ -213,14 +214,15 @@ class Source:
         self.opened = True
         self._holder = reopened(self._reader, os.O_WRONLY)  # there is a reader, so it does not wait
 
-    def pump_to(self, writer: int, *, splice: bool, done: Callable[[], None]) -> None:
+    def pump_to(self, writer: int, *, splice: bool, done: Callable[[], None] | None = None) -> None:
         """Move what comes to *writer* until the end, then close the FIFO and call *done*."""
+        self._done = done
+        self._pump = Pump(self._reader, writer, self._ended, splice=splice)
 
-        def ended() -> None:
-            self.close()
-            done()
-
-        self._pump = Pump(self._reader, writer, ended, splice=splice)
+    def _ended(self) -> None:
+        self.close()
+        if self._done is not None:
+            self._done()
 
     def let_go(self) -> None:
         self._holder = _closed(self._holder)

@@ -53,11 +53,13 @@ class TaskService:
         }
     )
     READS = frozenset({"State", "Wait", "Pids", "Connect", "Shutdown", "Stats"})
+    RESUMABLE = frozenset({"Wait"})
 
-    def __init__(self, namespace: str, runc_root: str, children: Children, publisher: Publisher) -> None:
+    def __init__(self, namespace: str, runc_root: str, children: Children, publisher: Publisher, shim_pid: int) -> None:
         self.shutdown = loop.Event()  # set when the shim is asked to end, and may
         self._namespace = namespace
         self._runc_root = runc_root
+        self._shim_pid = shim_pid
         self._children = children
         self._publisher = publisher
         self._tasks: dict[str, Init] = {}
@@ -91,7 +93,8 @@ class TaskService:
         try:
             if options.shim_cgroup:
                 with os_errors(f"shim cgroup {options.shim_cgroup!r}"):
-                    cgroup.join(options.shim_cgroup)
+                    for pid in (self._shim_pid, os.getpid()):  # keeper and worker, and so all workers to come
+                        cgroup.join(options.shim_cgroup, pid)
             await init.create(request.rootfs)
         except BaseException:
             del self._tasks[init.id]
@@ -226,7 +229,7 @@ class TaskService:
     async def Connect(self, request: pb.ConnectRequest) -> pb.ConnectResponse:
         self._publisher.wake()  # who calls is a daemon, and it may have been away
         init = self._tasks.get(request.id)
-        return pb.ConnectResponse(shim_pid=os.getpid(), task_pid=init.pid if init else 0)
+        return pb.ConnectResponse(shim_pid=self._shim_pid, task_pid=init.pid if init else 0)
 
     async def Shutdown(self, request: pb.ShutdownRequest) -> pb.Empty:
         if not self._tasks:

@@ -5,6 +5,8 @@ The daemon's own ttrpc (runtimed.rpc.ttrpc) does the same on asyncio.
 
 import _socket  # not socket, whose wrappers cost each shim 0.1 MB of memory
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from math import inf
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from runtimed.errors import (
@@ -21,7 +23,7 @@ from runtimed.errors import (
 )
 from runtimed.rpc import frames
 from runtimed.rpc.frames import Frame
-from shim import log, loop
+from shim import log, loop, poller
 from shim.messages import KeyValue, Request, Response, RpcStatus
 from shim.proto import DecodeError, Message
 
@@ -32,12 +34,15 @@ class Service(Protocol):
     """Has an async method of the request by the name of each RPC, and says of which type that is.
 
     Those named in *READS* are cancelled when the caller leaves, or its time is over; the others go on to their end.
+    Those named in *RESUMABLE*, reads too, may be given up while they wait and are called again by the next worker.
     """
 
     @property
     def REQUESTS(self) -> Mapping[str, type[Message]]: ...
     @property
     def READS(self) -> Collection[str]: ...
+    @property
+    def RESUMABLE(self) -> Collection[str]: ...
 
 
 _READ_SIZE = 64 << 10  # bytes
@@ -54,8 +59,20 @@ class _Connection:
         self._splitter = frames.Splitter()
         self._unsent = bytearray()
         self.is_open = True
-        sock.setblocking(False)
-        loop.add_reader(sock.fileno(), self._read)
+        self._begin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_socket": self._socket.fileno() if self.is_open else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.is_open:
+            self._socket = _socket.socket(fileno=state["_socket"])
+            self._begin()
+
+    def _begin(self) -> None:
+        self._socket.setblocking(False)
+        poller.add_reader(self._socket.fileno(), self._read, resumable=True)
 
     def send(self, stream: int, type: int, payload: bytes) -> None:
         """Send a frame, or keep it until the peer takes it; until then nothing more is read from it."""
@@ -66,14 +83,14 @@ class _Connection:
         if not was_waiting:
             self._write()
             if self._unsent and self.is_open:
-                loop.remove_reader(self._socket.fileno())
-                loop.add_writer(self._socket.fileno(), self._write_on)
+                poller.remove_reader(self._socket.fileno())
+                poller.add_writer(self._socket.fileno(), self._write_on)
 
     def close(self) -> None:
         if self.is_open:
             self.is_open = False
-            loop.remove_reader(self._socket.fileno())
-            loop.remove_writer(self._socket.fileno())
+            poller.remove_reader(self._socket.fileno())
+            poller.remove_writer(self._socket.fileno())
             self._socket.close()
             self._ended()
 
@@ -102,8 +119,8 @@ class _Connection:
     def _write_on(self) -> None:
         self._write()
         if not self._unsent and self.is_open:
-            loop.remove_writer(self._socket.fileno())
-            loop.add_reader(self._socket.fileno(), self._read)
+            poller.remove_writer(self._socket.fileno())
+            poller.add_reader(self._socket.fileno(), self._read, resumable=True)
 
 
 def connected(path: str) -> _socket.socket:
@@ -215,16 +232,29 @@ class Server:
         self._listening: _socket.socket | None = None
         self._peers: set[_Peer] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_listening": self._listening.fileno() if self._listening is not None else -1}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if state["_listening"] >= 0:
+            self.serve(_socket.socket(fileno=state["_listening"]))
+
     @property
     def connections(self) -> int:
         """How many clients are connected now."""
         return len(self._peers)
 
+    @property
+    def next_deadline(self) -> float:
+        """The time, by the monotonic clock, at which a resumable call is to be given up."""
+        return min((deadline for peer in self._peers for deadline in peer.deadlines), default=inf)
+
     def serve(self, sock: _socket.socket) -> None:
         """Begin to accept clients on *sock*, a listening unix socket that the server will close."""
         sock.setblocking(False)
         self._listening = sock
-        loop.add_reader(sock.fileno(), self._accept)
+        poller.add_reader(sock.fileno(), self._accept, resumable=True)
 
     def attach(self, sock: _socket.socket) -> None:
         """Serve one client, connected already, on *sock*, which the server will close."""
@@ -239,7 +269,7 @@ class Server:
     def close(self) -> None:
         """Stop accepting, cancel the calls under way, disconnect everybody."""
         if self._listening is not None:
-            loop.remove_reader(self._listening.fileno())
+            poller.remove_reader(self._listening.fileno())
             self._listening.close()
         for peer in list(self._peers):
             peer.connection.close()
@@ -254,14 +284,14 @@ class Server:
             # Out of descriptors, say. The client stays in the queue and makes this be called at once again: wait.
             log.error(f"a client cannot be accepted: {exc.strerror}")
             listening = self._listening
-            loop.remove_reader(listening.fileno())
-            loop.call_later(_ACCEPT_AGAIN_S, lambda: self._resume(listening))
+            poller.remove_reader(listening.fileno())
+            poller.call_later(_ACCEPT_AGAIN_S, lambda: self._resume(listening))
             return
         self.attach(_socket.socket(fileno=fd))
 
     def _resume(self, listening: _socket.socket) -> None:
         if listening.fileno() >= 0:
-            loop.add_reader(listening.fileno(), self._accept)
+            poller.add_reader(listening.fileno(), self._accept, resumable=True)
 
 
 class _Peer:
@@ -271,28 +301,46 @@ class _Peer:
         self._services = services
         self._gone = gone
         self._last_stream = 0
-        self._calls: set[loop.Task[None]] = set()
+        self._calls: dict[loop.Task[None], tuple[Frame, float]] = {}  # each with its deadline, by the monotonic clock
         self.connection = _Connection(sock, self._received, self._ended)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_calls": list(self._calls.values())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _calls={})
+        for frame, deadline in state["_calls"]:
+            self._begin(frame, None, deadline)
+
+    @property
+    def deadlines(self) -> list[float]:
+        return [deadline for _, deadline in self._calls.values()]
 
     def _received(self, frame: Frame) -> None:
         if frame.type != frames.REQUEST:
             return  # data of a stream that we refused
         refusal = frames.refusal(frame, self._last_stream)
         self._last_stream = max(self._last_stream, frame.stream)
-        call = loop.spawn(self._answer(frame, refusal))
-        self._calls.add(call)
-        call.add_callback(lambda: self._calls.discard(call))
+        self._begin(frame, refusal)
+
+    def _begin(self, frame: Frame, refusal: RuntimedError | None, deadline: float = inf) -> None:
+        call = loop.spawn(self._answer(frame, refusal, deadline))
+        self._calls[call] = frame, deadline
+        call.add_callback(lambda: self._ended_one(call))
+
+    def _ended_one(self, call: loop.Task[None]) -> None:
+        del self._calls[call]
 
     def _ended(self) -> None:
         for call in self._calls:
             call.cancel()
         self._gone(self)
 
-    async def _answer(self, frame: Frame, refusal: RuntimedError | None) -> None:
+    async def _answer(self, frame: Frame, refusal: RuntimedError | None, deadline: float) -> None:
         try:
             if refusal is not None or frame.payload is None:
                 raise refusal or ResourceExhausted(frames.too_long(frame.length))
-            answer = await self._call(frame.payload)
+            answer = await self._call(frame, frame.payload, deadline)
             payload = Response(payload=answer.SerializeToString()).SerializeToString()
             if len(payload) > frames.MAX_MESSAGE:
                 raise ResourceExhausted(frames.too_long(len(payload)))
@@ -307,7 +355,7 @@ class _Peer:
             payload = _error(RuntimedError.code, f"{type(exc).__name__}: {exc}")
         self.connection.send(frame.stream, frames.RESPONSE, payload)
 
-    async def _call(self, payload: bytes) -> Message:
+    async def _call(self, frame: Frame, payload: bytes, deadline: float) -> Message:
         try:
             call = Request.FromString(payload)
         except DecodeError:
@@ -323,7 +371,14 @@ class _Peer:
         except DecodeError:
             raise InvalidArgument(f"{call.service}/{call.method}: malformed request") from None
         limit_s = call.timeout_nano / 1e9 if call.timeout_nano > 0 else None
-        limit = loop.timeout(limit_s)
+        is_resumable = call.method in service.RESUMABLE
+        if limit_s is not None and deadline == inf:
+            deadline = monotonic() + limit_s
+        limit = loop.timeout(max(0.0, deadline - monotonic()) if limit_s is not None else None, resumable=is_resumable)
+        if is_resumable:
+            task = loop.current()
+            task.resumable = True
+            self._calls[task] = frame, deadline
         try:
             with limit:
                 answering: Coroutine[Any, Any, Message] = getattr(service, call.method)(request)

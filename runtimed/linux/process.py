@@ -1,11 +1,12 @@
 """What a process can say about itself and its descriptors: prctl(2), /proc/self."""
 
 import os
+import signal
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from runtimed.linux.prctl import prctl
+from runtimed.linux.prctl import PR_SET_PDEATHSIG, prctl
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -16,6 +17,11 @@ _MAX_OOM_SCORE_ADJ = 1000
 def set_child_subreaper(on: bool = True) -> None:
     """Become the parent of descendants whose own parent ends, in init's place (PR_SET_CHILD_SUBREAPER), or stop it."""
     prctl(PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def end_with_parent() -> None:
+    """Be killed when the parent ends (PR_SET_PDEATHSIG); it may have by now."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def set_name(name: str) -> None:

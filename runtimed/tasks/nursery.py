@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import tempfile
 import time
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
 from runtimed.errors import Internal, Unavailable, os_errors
 from runtimed.linux.rlimit import restore_nofile
 from runtimed.tasks.environment import for_children
+from runtimed.threads import blocking
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +29,13 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class Nursery:
-    """Keeps a warm parent running. Requests may be made at any time, also several at once."""
+    """Keeps a warm parent running. Requests may be made at any time, also several at once.
 
-    def __init__(self) -> None:
+    *rehearsal* is a directory that the parent makes, and removes again, while it starts; the one around it exists.
+    """
+
+    def __init__(self, rehearsal: Path) -> None:
+        self._rehearsal = rehearsal
         self._supervising: asyncio.Task[None] | None = None
         self._sock: socket.socket | None = None
         self._waiting: deque[asyncio.Future[bytes]] = deque()  # answers come in the order of the requests
@@ -103,7 +110,8 @@ class Nursery:
         with ours, tempfile.TemporaryFile() as stderr:
             ours.setblocking(False)
             with theirs:
-                process = await _start(theirs.fileno(), stderr)
+                await blocking(shutil.rmtree, self._rehearsal, ignore_errors=True)  # of one that was killed
+                process = await _start(theirs.fileno(), self._rehearsal, stderr)
             self._sock = ours
             self._ready.set()
             try:
@@ -134,10 +142,10 @@ class Nursery:
                 future.set_exception(Unavailable("the parent of shims ended before it answered"))
 
 
-async def _start(fd: int, stderr: IO[bytes]) -> asyncio.subprocess.Process:
+async def _start(fd: int, rehearsal: Path, stderr: IO[bytes]) -> asyncio.subprocess.Process:
     with os_errors("the parent of shims"):
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "shim.nursery", str(fd)),
+            *(sys.executable, "-P", "-m", "shim.nursery", str(fd), str(rehearsal)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,

@@ -208,7 +208,7 @@ class Bench:
     def _warm_parent(self) -> Iterator[socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, self.account.entered():
-            command = [sys.executable, "-P", "-m", "shim.nursery", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", "shim.nursery", str(theirs.fileno()), str(self.base / "rehearsal")]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         try:
             yield ours

@@ -56,7 +56,7 @@ class TaskDaemon:
         self.database = Database(self.root / "metadata.db")
         self.events = EventBus()
         address = str(self.home / "sock")
-        self.nursery = Nursery()
+        self.nursery = Nursery(self.state / "rehearsal")
         self.nursery.start()
         self.launcher = launcher = Launcher(
             self.nursery,

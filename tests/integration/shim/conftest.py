@@ -22,6 +22,7 @@ from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import NotFound, RuntimedError
 from runtimed.mounts import mounts_below
 from runtimed.rpc import ttrpc
+from tests.processes import children, descendants
 
 BUSYBOX = Path("/bin/busybox")
 CGROUPS = f"runtimed-test-{os.getpid()}"
@@ -52,6 +53,18 @@ def fds_of(pid):
     return sorted(str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
+async def ended(pidfd, limit_s):
+    """Wait for the end of a process."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    loop.add_reader(pidfd, done.set)
+    try:
+        async with asyncio.timeout(limit_s):
+            await done.wait()
+    finally:
+        loop.remove_reader(pidfd)
+
+
 def cgroups_left():
     root = Path("/sys/fs/cgroup")
     return [*root.glob(f"{CGROUPS}-*"), *root.glob(f"*/{CGROUPS}-*")]  # v2, and the hierarchies of v1
@@ -67,10 +80,10 @@ async def eventually(condition, limit_s=10):
 class Nursery:
     """The daemon's side of a nursery."""
 
-    def __init__(self, **environment):
+    def __init__(self, directory, **environment):
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            argv = [sys.executable, "-m", "shim.nursery", str(theirs.fileno())]
+            argv = [sys.executable, "-m", "shim.nursery", str(theirs.fileno()), str(directory)]
             env = os.environ | environment
             self.process = subprocess.Popen(argv, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
@@ -84,8 +97,8 @@ class Nursery:
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    nursery = Nursery()
+def nursery(tmp_path_factory):
+    nursery = Nursery(tmp_path_factory.mktemp("nursery") / "rehearsal")
     yield nursery
     nursery.close()
 
@@ -191,14 +204,30 @@ class Shim:
 
     async def ended(self):
         """Wait for the end of the shim's process."""
-        loop = asyncio.get_running_loop()
-        done = asyncio.Event()
-        loop.add_reader(self.pidfd, done.set)
-        try:
-            async with asyncio.timeout(15):
-                await done.wait()
-        finally:
-            loop.remove_reader(self.pidfd)
+        await ended(self.pidfd, 15)
+
+    async def rested(self, limit_s=20):
+        """Wait until it has no worker."""
+        while worker := self.worker:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(worker)
+                try:
+                    await ended(pidfd, limit_s)
+                finally:
+                    os.close(pidfd)
+
+    @property
+    def worker(self):
+        """The pid of the worker; 0 when the shim rests."""
+        for child in children(self.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # an orphan that is reaped now
+                if proc(child, "comm") == "runtimed-shim\n":
+                    return child
+        return 0
+
+    def others(self):
+        """Return the processes below the shim that are not its own."""
+        return [pid for pid in descendants(self.pid) if pid != self.worker]
 
     @property
     def is_alive(self):

@@ -112,11 +112,11 @@ async def test_an_orphan_that_holds_the_output_holds_up_neither_exit_nor_delete_
 async def test_a_deleted_container_leaves_no_descriptor_of_its_log(shim, bundle, tmp_path):
     await shim.run("t0", bundle("exec sleep 60"))  # the connection for events is open by then
     await shim.events.of("/tasks/start")
-    before = fds_of(shim.pid)
+    before = fds_of(shim.worker)
     await shim.run("t1", bundle("echo x"), stdout=f"cri://{tmp_path}/log", stderr=f"cri://{tmp_path}/log")
     await shim.wait("t1")
     await shim.delete("t1")
-    assert fds_of(shim.pid) == before
+    assert fds_of(shim.worker) == before
 
 
 async def test_a_full_disk_holds_up_no_container_and_the_loss_is_told(shim, bundle, tmp_path, small_disk, fifo):
@@ -178,7 +178,7 @@ async def test_a_flood_of_output_leaves_the_shim_time_for_calls(shim, bundle, tm
 )
 async def test_a_log_that_cannot_be_made_fails_the_create(shim, bundle, tmp_path, uri, error, message):
     await shim.Connect(pb.ConnectRequest())  # the connection is open by then
-    before = fds_of(shim.pid)
+    before = fds_of(shim.worker)
     with pytest.raises(error, match=message.replace("{dir}", str(tmp_path))):
         await shim.create("t1", bundle(), stdout=uri.replace("{dir}", str(tmp_path)))
-    assert fds_of(shim.pid) == before
+    assert fds_of(shim.worker) == before

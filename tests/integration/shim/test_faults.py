@@ -47,7 +47,7 @@ async def test_of_a_storm_of_execs_that_end_at_once_each_has_one_exit(shim, bund
     ]
     for name in names:
         assert order.index(("/tasks/exec-started", name)) < order.index(("/tasks/exit", name))
-    assert children(shim.pid) == []
+    assert shim.others() == []
 
 
 async def test_a_container_that_forks_zombies_and_double_forks_leaves_none(shim, bundle, tmp_path):
@@ -55,7 +55,7 @@ async def test_a_container_that_forks_zombies_and_double_forks_leaves_none(shim,
     script = "for i in 1 2 3 4 5 6 7 8 9 10; do (true & (sleep 0.01 &) ); done; exec sleep 300"
     pid = await shim.run("t1", bundle(script, pid_namespace=False))
     await eventually(lambda: proc(pid, "comm") == "sleep\n")
-    await eventually(lambda: children(shim.pid) == [pid])
+    await eventually(lambda: shim.others() == [pid])
     assert not is_zombie(pid)
     await shim.kill("t1")
     assert (await shim.wait("t1")).exit_status == 137
@@ -94,8 +94,8 @@ async def test_a_runtime_that_is_killed_while_it_creates_leaves_nothing_and_the_
 ):
     hooks = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "60"]}]}
     creating = asyncio.create_task(shim.create("t1", bundle(hooks=hooks)))
-    await eventually(lambda: any("runc" in proc(child, "comm") for child in children(shim.pid)))
-    runc = next(child for child in children(shim.pid) if "runc" in proc(child, "comm"))
+    await eventually(lambda: any("runc" in proc(child, "comm") for child in children(shim.worker)))
+    runc = next(child for child in children(shim.worker) if "runc" in proc(child, "comm"))
     await eventually(lambda: any("sleep" in proc(child, "comm") for child in descendants(runc)))
     hook = next(child for child in descendants(runc) if "sleep" in proc(child, "comm"))
     os.kill(runc, signal.SIGKILL)
@@ -112,12 +112,13 @@ async def test_a_runtime_that_is_killed_while_it_creates_leaves_nothing_and_the_
 
 async def test_at_the_limit_of_descriptors_what_is_new_is_refused_and_what_runs_goes_on(shim, bundle):
     await shim.run("t1", bundle("exec sleep 300"))
-    before = resource.prlimit(shim.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(shim.pid, resource.RLIMIT_NOFILE, (len(fds_of(shim.pid)), before[1]))
+    worker = shim.worker
+    before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (len(fds_of(worker)), before[1]))
     with pytest.raises(ResourceExhausted, match="Too many open files"):
         await shim.create("t2", bundle("exit 0"))
     assert (await shim.state("t1")).status == 2  # running
-    resource.prlimit(shim.pid, resource.RLIMIT_NOFILE, before)
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
     await shim.run("t2", bundle("exit 5"))
     assert (await shim.wait("t2")).exit_status == 5
     await shim.kill("t1")

@@ -186,12 +186,12 @@ async def test_a_delete_that_failed_half_way_can_be_repeated(failing, bundle):
 
 
 @pytest.fixture
-async def failing(fork, shim_of):
+async def failing(fork, shim_of, tmp_path):
     """Make a shim whose parent has a program of failpoints."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(program):
-            nursery = Nursery(RUNTIMED_FAILPOINTS=program)
+            nursery = Nursery(tmp_path / "rehearsal", RUNTIMED_FAILPOINTS=program)
             stack.callback(nursery.close)
             return await stack.enter_async_context(shim_of(*fork(nursery)))
 
@@ -311,9 +311,9 @@ async def test_100_containers_of_a_pod_leave_their_shim_where_it_was(shim, bundl
 
     for number in range(20):
         await one(number)
-    before = fds_of(shim.pid), threads(shim.pid), children(shim.pid)
-    size = private_kib(shim.pid)
+    before = fds_of(shim.worker), threads(shim.worker), shim.others()
+    size = private_kib(shim.worker)
     for number in range(20, 100):
         await one(number)
-    assert (fds_of(shim.pid), threads(shim.pid), children(shim.pid)) == before
-    assert private_kib(shim.pid) - size < 256
+    assert (fds_of(shim.worker), threads(shim.worker), shim.others()) == before
+    assert private_kib(shim.worker) - size < 256

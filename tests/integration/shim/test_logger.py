@@ -9,7 +9,6 @@ import pytest
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import FailedPrecondition, InvalidArgument
 from tests.integration.shim.conftest import fds_of, proc
-from tests.processes import children
 
 pytestmark = pytest.mark.root
 
@@ -38,7 +37,7 @@ async def test_a_logger_has_all_of_the_output_before_delete_returns(shim, bundle
     assert (tmp_path / "out").read_text() == "".join(f"{number}\n" for number in range(1, 20001))
     assert (tmp_path / "err").read_text() == "err\n"
     assert (tmp_path / "ended").read_text() == "test/t1\n"
-    assert children(shim.pid) == []
+    assert shim.others() == []
 
 
 async def test_a_logger_of_a_terminal(shim, bundle, tmp_path, program):
@@ -64,7 +63,7 @@ async def test_a_logger_that_dies_does_not_end_the_container(shim, bundle, tmp_p
     uri = program(READY + 'read line <&3; echo "$line" >"$2/out"; exec sleep 60')
     go = fifo("go")
     await shim.run("t1", bundle("echo one; read line; seq 100000; exit 8"), stdin=str(go), stdout=uri)
-    (logger,) = [pid for pid in children(shim.pid) if proc(pid, "comm") in {"sleep\n", "logger\n"}]
+    (logger,) = [pid for pid in shim.others() if proc(pid, "comm") in {"sleep\n", "logger\n"}]
     os.kill(logger, signal.SIGKILL)
     fd = os.open(go, os.O_WRONLY | os.O_NONBLOCK)
     os.write(fd, b"\n")
@@ -79,19 +78,19 @@ async def test_what_a_logger_reads_no_more_waits_and_delete_ends_it(shim, bundle
     async with asyncio.timeout(10):  # 2 s to see the end, then SIGTERM
         await shim.delete("t1")
     assert (tmp_path / "asked").read_text() == "asked\n"
-    assert children(shim.pid) == []
+    assert shim.others() == []
 
 
 async def test_a_create_that_fails_leaves_no_logger(shim, bundle, tmp_path, program):
     await shim.run("t0", bundle("exec sleep 60"))
     await shim.events.of("/tasks/start")
-    before = fds_of(shim.pid), children(shim.pid)
+    before = fds_of(shim.worker), shim.others()
     with pytest.raises(Exception, match="no/such/program"):
         await shim.create("t1", bundle(args=["/no/such/program"]), stdout=program())
     with pytest.raises(FailedPrecondition, match=r"logger '.*/broken' ended with status 9 before it was ready"):
         await shim.create("t1", bundle(), stdout=program("exit 9", "broken"))
     with pytest.raises(InvalidArgument, match=r"stderr 'binary:///no/such': /no/such: No such file"):
         await shim.create("t1", bundle(), stdout=program(), stderr="binary:///no/such")
-    assert (fds_of(shim.pid), children(shim.pid)) == before
+    assert (fds_of(shim.worker), shim.others()) == before
     await shim.run("t1", bundle("exit 3"), stdout=program())
     assert (await shim.wait("t1")).exit_status == 3

@@ -93,6 +93,18 @@ async def test_start_leaves_a_shim_and_prints_where_it_listens(bundle, environme
     await shim.events.of("/tasks/exit")
 
 
+async def test_one_that_was_started_by_exec_rests_too(bundle, environment, connected):
+    path = bundle("exec sleep 300")
+    _, printed = call(*FLAGS, "start", bundle=path, **environment)
+    shim = await connected(printed.decode())
+    pid = await shim.run("t1", path)
+    await shim.rested()
+    os.kill(pid, signal.SIGKILL)
+    assert (await shim.wait("t1")).exit_status == 137
+    await shim.rested()
+    await shim.delete("t1")
+
+
 async def test_start_answers_in_the_form_the_daemon_understands(bundle, environment, connected):
     path = bundle("exit 3")
     any_options = types_pb2.RuntimeRequest(runtime_path="containerd.runc.v1.Options").SerializeToString()

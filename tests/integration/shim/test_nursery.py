@@ -12,7 +12,8 @@ import pytest
 
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.rpc import ttrpc
-from tests.integration.shim.conftest import Nursery, Shim, exists, fds_of, proc
+from tests.integration.shim.conftest import Nursery, Shim, eventually, exists, fds_of, proc
+from tests.processes import children
 
 pytestmark = pytest.mark.root
 
@@ -25,13 +26,18 @@ async def test_a_shim_is_what_it_should_be(shim, tmp_path):
     await shim.Connect(pb.ConnectRequest())  # it has come up by then
     pid = shim.pid
     assert os.getsid(pid) == pid
-    assert cwd_of(pid) == tmp_path / "shim"
+    await eventually(lambda: cwd_of(pid) == tmp_path / "shim")
     assert proc(pid, "comm") == "runtimed-shim\n"
     assert int(proc(pid, "oom_score_adj")) == min(int(proc("self", "oom_score_adj")) + 1, 1000)
     assert stat.S_IMODE(shim.path.stat().st_mode) == 0o600
-    # The event loop and its wake-up pipe, the listening socket and the client's: nothing of the nursery's.
-    kinds = [link.partition(":")[0] for link in fds_of(pid)]
-    assert kinds == [*["/dev/null"] * 3, "anon_inode", *["pipe"] * 2, *["socket"] * 2]
+    # The pair between keeper and worker, and the pipe for signals: nothing of the nursery's.
+    keepers = [*["/dev/null"] * 3, *["pipe"] * 2, *["socket"] * 2]
+    assert [link.partition(":")[0] for link in fds_of(pid)] == keepers
+    # Beside these the worker has its event loop, the listening socket, and the client's.
+    (worker,) = children(pid)
+    assert [link.partition(":")[0] for link in fds_of(worker)] == sorted([*keepers, "anon_inode", "socket", "socket"])
+    assert proc(worker, "comm") == "runtimed-shim\n"
+    assert os.getsid(worker) == pid
 
 
 async def test_a_shim_loads_neither_grpc_nor_what_else_it_can_do_without(shim):
@@ -48,7 +54,7 @@ async def test_an_idle_shim_costs_little_memory(shim):
 
 
 async def test_shims_outlive_the_nursery(bundle, bind, events, tmp_path, runc_root):
-    nursery = Nursery()
+    nursery = Nursery(tmp_path / "rehearsal")
     path = tmp_path / "own.sock"
     request = {
         "id": "g",
@@ -71,10 +77,26 @@ async def test_shims_outlive_the_nursery(bundle, bind, events, tmp_path, runc_ro
     os.close(shim.pidfd)
 
 
-def test_a_nursery_ends_with_its_daemon():
-    nursery = Nursery()
+def test_a_nursery_ends_with_its_daemon(tmp_path):
+    nursery = Nursery(tmp_path / "rehearsal")
     nursery.close()
     assert nursery.process.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("directory", ["/proc/no", "/tmp"])
+async def test_without_a_place_to_rehearse_in_there_are_shims_all_the_same(directory, tmp_path, events, bind, capfd):
+    nursery = Nursery(directory)
+    path = tmp_path / "own.sock"
+    request = {"id": "g", "namespace": "test", "bundle": str(tmp_path), "socket": str(path)}
+    pid = nursery.ask(request)["pid"]
+    client = await ttrpc.Client.connect(path)
+    shim = Shim(client, pid, events, path, bind)
+    await shim.tear_down()
+    nursery.close()
+    await client.close()
+    os.close(shim.pidfd)
+    assert "rehearsal" in capfd.readouterr().err
 
 
 async def test_a_shim_that_died_leaves_no_zombie(nursery, fork):

@@ -154,11 +154,11 @@ async def test_input_of_a_process_that_does_not_read_waits(shim, bundle, fifo, r
         while written < 1 << 20:
             written += os.write(fd, b"x" * 4096)
     assert written < 1 << 20
-    before = cpu_ticks(shim.pid)
+    before = cpu_ticks(shim.worker)
     await shim.exec("t1", "e1", "sleep 0.3")
     await shim.Start(pb.StartRequest(id="t1", exec_id="e1"))
     await shim.wait("t1", "e1")
-    assert cpu_ticks(shim.pid) - before <= 5  # of 10 ms
+    assert cpu_ticks(shim.worker) - before <= 5  # of 10 ms
     os.close(fd)
 
 
@@ -227,7 +227,7 @@ async def test_streams_get_the_owner_of_the_options(shim, bundle, reader, option
 async def test_the_shim_keeps_no_stream_of_a_deleted_process(shim, bundle, reader, fifo):
     await shim.run("t0", bundle("exec sleep 60"))  # the connection for events is open by then
     await shim.events.of("/tasks/start")
-    before = fds_of(shim.pid)
+    before = fds_of(shim.worker)
     path, out = reader("out")
     await shim.run("t1", bundle("exec sleep 60"), stdin=str(fifo("in")), stdout=path, stderr=str(fifo("err")))
     tty_path, tty = reader("tty")
@@ -236,7 +236,7 @@ async def test_the_shim_keeps_no_stream_of_a_deleted_process(shim, bundle, reade
     await shim.kill("t1")
     await shim.wait("t1")
     await shim.delete("t1")
-    assert fds_of(shim.pid) == before
+    assert fds_of(shim.worker) == before
 
 
 # Terminals

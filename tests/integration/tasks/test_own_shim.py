@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ from tests.fakes.tasks import NS, SPEC_TYPE, gone, process
 from tests.processes import children
 
 pytestmark = pytest.mark.root
+
+
+async def worker_of(shim: int) -> int:
+    """Return the process that works for the shim, when there is one."""
+    async with asyncio.timeout(10):
+        while True:
+            for pid in children(shim):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    if Path(f"/proc/{pid}/comm").read_text() == "runtimed-shim\n":  # noqa: ASYNC240 - no disk
+                        return pid
+            await asyncio.sleep(0.01)
 
 
 async def test_a_container_runs_to_its_exit_status(daemon, spec, home):
@@ -90,6 +102,51 @@ async def test_the_container_of_a_shim_that_dies_is_killed_and_told(daemon, spec
         await daemon.tasks.get(NS, "t1")
     assert not daemon.bundle("t1").exists()
     assert list((daemon.state / "runc" / NS).iterdir()) == []
+
+
+async def test_the_container_of_a_shim_whose_worker_dies_is_killed_and_told(daemon, spec):
+    pid = await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    await daemon.topics("/tasks/start")
+    shim = daemon.shim_pid("t1")
+    os.kill(await worker_of(shim), signal.SIGKILL)
+    assert await daemon.topics("/tasks/delete") == ["/tasks/exit", "/tasks/delete"]
+    await gone(shim)
+    await gone(pid)
+    assert not daemon.bundle("t1").exists()
+
+
+async def test_a_shim_at_rest_is_found_again_and_tells_what_happens(daemon, spec):
+    pid = await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    shim = daemon.shim_pid("t1")
+    await gone(await worker_of(shim))
+    await daemon.stop()
+    await gone(await worker_of(shim))  # it was woken because its daemon had left
+    await daemon.start()
+    assert (await daemon.tasks.get(NS, "t1")).status is Status.RUNNING
+    await gone(await worker_of(shim))
+    os.kill(pid, signal.SIGKILL)
+    assert await daemon.topics("/tasks/exit") == ["/tasks/exit"]
+    assert (await daemon.tasks.delete(NS, "t1")).status == 137
+    await gone(shim)
+
+
+async def test_a_shim_at_rest_that_is_stopped_holds_up_its_own_task_only(daemon, spec):
+    for id in ("t1", "t2"):
+        await daemon.tasks.create(NS, await daemon.container(id, DEFAULT_RUNTIME, **spec("sleep 1000")))
+        await daemon.tasks.start(NS, id, "")
+    shim = daemon.shim_pid("t1")
+    await gone(await worker_of(shim))
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(30):
+            await daemon.restart()
+            assert (await daemon.tasks.get(NS, "t2")).status is Status.RUNNING
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    await daemon.tasks.kill(NS, "t1", "", signal.SIGKILL, all=False)
+    assert (await daemon.tasks.wait(NS, "t1", "")).status == 137
 
 
 async def test_the_root_of_a_container_is_unmounted_and_kept_when_its_shim_dies(daemon, spec, rootfs):

@@ -13,8 +13,8 @@ def test_in_the_unified_hierarchy_there_is_one_file_to_write(tmp_path):
     (tmp_path / "cgroup.controllers").touch()
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "cgroup.procs").touch()
-    cgroup.join("/a/b", tmp_path)
-    assert (tmp_path / "a" / "b" / "cgroup.procs").read_text() == str(os.getpid())
+    cgroup.join("/a/b", 1234, tmp_path)
+    assert (tmp_path / "a" / "b" / "cgroup.procs").read_text() == "1234"
 
 
 def test_else_one_in_each_hierarchy_that_has_it(tmp_path):
@@ -23,20 +23,20 @@ def test_else_one_in_each_hierarchy_that_has_it(tmp_path):
     for controller in ("cpu", "memory"):
         (tmp_path / controller / "a" / "cgroup.procs").touch()
     (tmp_path / "link").symlink_to("cpu")
-    cgroup.join("/a", tmp_path)
-    assert (tmp_path / "memory" / "a" / "cgroup.procs").read_text() == str(os.getpid())
+    cgroup.join("/a", 1234, tmp_path)
+    assert (tmp_path / "memory" / "a" / "cgroup.procs").read_text() == "1234"
     assert not (tmp_path / "pids" / "a" / "cgroup.procs").exists()
 
 
 def test_one_that_is_not_there_is_named_with_the_remedy(tmp_path):
     with pytest.raises(FailedPrecondition, match="'/a': create it before the task"):
-        cgroup.join("/a", tmp_path)
+        cgroup.join("/a", 1234, tmp_path)
 
 
 @pytest.mark.parametrize("path", ["a", "/a/../..", "../a"])
 def test_a_path_that_leaves_the_tree_is_refused(tmp_path, path):
     with pytest.raises(InvalidArgument):
-        cgroup.join(path, tmp_path)
+        cgroup.join(path, 1234, tmp_path)
 
 
 def bundle_of(path, cgroup):

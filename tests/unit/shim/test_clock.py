@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shim import loop
+from shim import loop, poller
 from tests.unit.shim.loops import on_loop
 
 SHIM = Path(__file__).parents[3] / "shim"
@@ -21,8 +21,8 @@ TELLING = {"crilog.py", "events.py", "exits.py", "main.py"}
 async def test_a_jump_neither_shortens_nor_lengthens_a_wait(monkeypatch, jump_s):
     began = time.monotonic()
     real, real_ns = time.time, time.time_ns
-    loop.call_later(0.02, lambda: monkeypatch.setattr(time, "time", lambda: real() + jump_s))
-    loop.call_later(0.02, lambda: monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump_s * 10**9))
+    poller.call_later(0.02, lambda: monkeypatch.setattr(time, "time", lambda: real() + jump_s))
+    poller.call_later(0.02, lambda: monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump_s * 10**9))
     with pytest.raises(TimeoutError), loop.timeout(0.2):
         await loop.Event().wait()
     assert abs(time.time() - real() - jump_s) < 1  # it has jumped

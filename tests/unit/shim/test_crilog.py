@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
-from shim import loop
+from shim import loop, poller
 from shim.crilog import CriLog, Lines
 from shim.exits import Children
 from shim.sinks import Origin, Sinks
@@ -292,7 +292,7 @@ async def test_a_process_never_waits_for_a_disk_that_fails(tmp_path):
 async def test_settling_ends_though_somebody_writes_for_ever(tmp_path):
     async with Log(tmp_path / "log") as log:
         zeros = os.open("/dev/zero", os.O_RDONLY)  # never empty
-        loop.remove_reader(log.log._streams[0]._reader)  # which epoll does not take
+        poller.remove_reader(log.log._streams[0]._reader)  # which epoll does not take
         log.log._streams[0]._is_watched = False
         os.dup2(zeros, log.log._streams[0]._reader)
         os.close(zeros)

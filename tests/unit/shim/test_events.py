@@ -16,6 +16,7 @@ from tests.unit.shim.loops import on_loop
 class Daemon:
     REQUESTS = {"Forward": pb.ForwardRequest}
     READS: frozenset[str] = frozenset()
+    RESUMABLE = frozenset[str]()
 
     def __init__(self, path):
         self.path = path

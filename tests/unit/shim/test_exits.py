@@ -23,20 +23,6 @@ def null():
     os.close(fd)
 
 
-def zombie():
-    """Return the pid of a child that has ended and that nobody has waited for."""
-    pid = os.spawnvp(os.P_NOWAIT, "true", ["true"])
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    return pid
-
-
-def is_reaped(pid):
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    except ChildProcessError:
-        return True
-
-
 async def end_of(child):
     with loop.timeout(10):
         return await child.exited
@@ -50,12 +36,6 @@ def shell(children, null, script):
 @on_loop
 async def test_the_status_is_the_code_or_128_and_the_signal(children, null, script, status):
     assert (await end_of(shell(children, null, script))).status == status
-
-
-@on_loop
-async def test_a_child_that_ended_before_it_was_adopted_is_not_missed(children):
-    pid = zombie()
-    assert (await end_of(children.adopt(pid))).status == 0
 
 
 @on_loop
@@ -101,16 +81,3 @@ async def test_ignored_signals_are_not_passed_on(children, null):
     await end_of(child)
     assert int(os.read(read, 100).split()[1], 16) & 0x7FFFFFFF == 0  # two signals above are the C library's own
     os.close(read)
-
-
-@on_loop
-async def test_children_that_nobody_adopts_are_reaped_unless_they_are_expected(children):
-    children.reap_orphans()
-    children.expect()
-    pid, orphan = zombie(), zombie()
-    signal.raise_signal(signal.SIGCHLD)
-    await loop.sleep(0)
-    child = children.adopt(pid)
-    children.expect_no_more()
-    assert (await end_of(child)).status == 0
-    assert is_reaped(orphan)

@@ -1,13 +1,15 @@
 """The shim's event loop."""
 
 import os
-import signal
+import pickle
+import time
+from contextlib import suppress
 from functools import partial
 
 import pytest
 
 from runtimed.errors import NotFound
-from shim import log, loop
+from shim import log, loop, poller
 from tests.unit.shim.loops import on_loop
 
 
@@ -135,6 +137,50 @@ async def test_of_two_timeouts_the_one_that_expires_is_told():
 
 
 @on_loop
+async def test_of_two_timeouts_that_run_out_at_once_neither_is_lost():
+    outer, inner = loop.timeout(0.001), loop.timeout(0)
+
+    async def limited():
+        with suppress(TimeoutError), inner:
+            time.sleep(0.01)  # noqa: ASYNC251 - both are over before the loop has a turn
+            await loop.sleep(60)
+        await loop.sleep(60)
+
+    with pytest.raises(TimeoutError), outer:
+        await limited()
+    assert inner.is_expired
+    assert outer.is_expired
+
+
+@on_loop
+async def test_a_timeout_whose_block_was_left_by_a_cancellation_is_not_thrown_later():
+    async def limited():
+        with suppress(loop.Cancelled), loop.timeout(0):
+            await loop.sleep(60)
+        await loop.sleep(0)
+        return "went on"
+
+    task = loop.spawn(limited())
+    await loop.sleep(0)
+    task.cancel()  # before the timeout, which runs out in this turn
+    assert await task == "went on"
+
+
+@on_loop
+async def test_a_cancellation_that_comes_with_a_timeout_is_thrown_as_well():
+    async def limited():
+        with suppress(TimeoutError), loop.timeout(0):
+            await loop.sleep(60)
+        await loop.sleep(60)
+
+    task = loop.spawn(limited())
+    await loop.sleep(0)
+    poller.call_later(0, task.cancel)
+    with pytest.raises(loop.Cancelled), loop.timeout(10):
+        await task
+
+
+@on_loop
 async def test_a_timeout_that_expires_in_the_turn_in_which_its_block_ends_does_no_harm():
     for _ in range(50):
         with loop.timeout(0):
@@ -210,11 +256,11 @@ async def test_a_reader_is_called_as_long_as_there_is_something(pipe):
     def read():
         got.append(os.read(reader, 1))
         if len(got) == 3:
-            loop.remove_reader(reader)
+            poller.remove_reader(reader)
             done.set()
 
     os.write(writer, b"abcd")
-    loop.add_reader(reader, read)
+    poller.add_reader(reader, read)
     await done.wait()
     await loop.sleep(0)
     assert got == [b"a", b"b", b"c"]
@@ -224,12 +270,12 @@ async def test_a_reader_is_called_as_long_as_there_is_something(pipe):
 async def test_a_descriptor_has_a_reader_and_a_writer(pipe):
     _, writer = pipe
     room, broken = loop.Event(), loop.Event()
-    loop.add_writer(writer, room.set)
-    loop.add_reader(writer, broken.set)
+    poller.add_writer(writer, room.set)
+    poller.add_reader(writer, broken.set)
     await room.wait()
-    assert loop.remove_writer(writer)
-    assert loop.remove_reader(writer)
-    assert not loop.remove_reader(writer)
+    assert poller.remove_writer(writer)
+    assert poller.remove_reader(writer)
+    assert not poller.remove_reader(writer)
 
 
 @on_loop
@@ -239,24 +285,16 @@ async def test_a_callback_that_was_removed_by_another_in_the_same_turn_is_not_ca
 
     def called_by(number):
         called.append(number)
-        loop.remove_reader(pipe[0])
-        loop.remove_reader(other[0])
+        poller.remove_reader(pipe[0])
+        poller.remove_reader(other[0])
 
     for number, (reader, writer) in enumerate((pipe, other)):
         os.write(writer, b"x")
-        loop.add_reader(reader, partial(called_by, number))
+        poller.add_reader(reader, partial(called_by, number))
     await value(None, turns=3)
     assert len(called) == 1
     for fd in other:
         os.close(fd)
-
-
-@on_loop
-async def test_signals_are_callbacks():
-    came = loop.Event()
-    loop.on_signal(signal.SIGUSR1, came.set)
-    signal.raise_signal(signal.SIGUSR1)
-    await came.wait()
 
 
 def fails() -> None:
@@ -265,7 +303,7 @@ def fails() -> None:
 
 @on_loop
 async def test_what_fails_unseen_is_logged_and_the_rest_goes_on(logged):
-    loop.call_later(0, fails)
+    poller.call_later(0, fails)
     task = loop.spawn(failing(ZeroDivisionError()))
     await loop.settled(loop.spawn(failing(NotFound("what a caller that left would have been told"))))
     await value(None, turns=5)
@@ -291,3 +329,95 @@ def test_what_is_left_at_the_end_is_cancelled():
 
     loop.run(main())
     assert ended == [1]
+
+
+def test_what_is_cancelled_at_the_end_has_time_to_clean_up():
+    ended = []
+
+    async def endless():
+        try:
+            await loop.sleep(3600)
+        finally:
+            await value(None, turns=5)
+            ended.append(1)
+
+    async def main():
+        loop.spawn(endless())
+        await loop.sleep(0)
+
+    loop.run(main())
+    assert ended == [1]
+
+
+class Resting:
+    """A rest that takes note of when it begins, and then has the loop end."""
+
+    after_s = 0.01
+
+    def __init__(self):
+        self.readers = None
+        self.begun = []
+
+    def begin(self, readers):
+        self.readers = readers
+        for event in self.begun:
+            event.set()
+
+
+def rest_with(begin):
+    """Return the descriptors that are waited for when a loop rests on which *begin* was called; None if it does not."""
+    rest = Resting()
+
+    async def main():
+        rest.begun.append(loop.Event())
+        begin()
+        with suppress(TimeoutError), loop.timeout(0.2, resumable=True):
+            await rest.begun[0].wait()
+
+    loop.run(main(), rest)
+    return rest.readers
+
+
+def full_writer(fd):
+    poller.add_reader(fd, fails, resumable=True)
+    poller.add_writer(fd, fails)
+
+
+def test_a_loop_rests_when_all_that_goes_on_is_resumable(pipe):
+    def begin():
+        loop.spawn(loop.Event().wait(), resumable=True)
+        poller.add_reader(pipe[0], lambda: None, resumable=True)
+        poller.call_later(60, lambda: None, resumable=True)
+
+    assert rest_with(begin) == [pipe[0]]
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda pipe: loop.spawn(loop.Event().wait()),
+        lambda pipe: poller.call_later(60, lambda: None),
+        lambda pipe: poller.add_reader(pipe[0], lambda: None),
+        lambda pipe: full_writer(pipe[1]),
+    ],
+    ids=["task", "timer", "reader", "writer"],
+)
+def test_anything_else_keeps_it_awake(pipe, begin):
+    os.set_blocking(pipe[1], False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(pipe[1], b"x" * 4096)
+    assert rest_with(partial(begin, pipe)) is None
+
+
+@on_loop
+async def test_what_was_waited_for_is_taken_along_and_who_waited_is_not():
+    event, future, lock = pickle.loads(pickle.dumps((loop.Event(), loop.Future(), loop.Lock())))
+    assert not event.is_set()
+    assert not future.done()
+    async with lock:
+        event.set()
+        future.set_result(3)
+    event, future = pickle.loads(pickle.dumps((event, future)))
+    await event.wait()
+    assert await future == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shim import loop, oom
+from shim import loop, oom, poller
 from shim.hierarchies import Cgroups
 from shim.oom import OomWatch
 from tests.unit.shim.loops import on_loop
@@ -148,7 +148,7 @@ async def test_a_change_that_the_kernel_makes_is_readable_until_the_file_is_read
         found.append(os.pread(file, 4096, 0))
         told()
 
-    loop.add_reader(fd, read)
+    poller.add_reader(fd, read)
     await loop.sleep(0.05)
     assert told.times == 0  # to be open and readable is no change
     (unified / "cgroup.procs").write_text(str(process.pid))
@@ -156,6 +156,6 @@ async def test_a_change_that_the_kernel_makes_is_readable_until_the_file_is_read
     await loop.sleep(0.05)
     assert len(found) == 1
     assert found[0].startswith(b"populated 1")
-    loop.remove_reader(fd)
+    poller.remove_reader(fd)
     os.close(fd)
     os.close(file)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from shim import loop
+from shim import loop, poller
 from shim.pump import Pump
 from tests.unit.shim.loops import on_loop
 
@@ -123,6 +123,6 @@ async def test_stopping_twice_does_not_touch_a_descriptor_that_has_its_number_by
     source, _ = pipes()
     pump = Pump(source, -1, lambda: None)
     pump.stop()
-    loop.add_reader(source, lambda: None)
+    poller.add_reader(source, lambda: None)
     pump.stop()
-    assert loop.remove_reader(source)  # it was still there
+    assert poller.remove_reader(source)  # it was still there

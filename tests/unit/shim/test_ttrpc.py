@@ -22,6 +22,7 @@ class Service:
 
     REQUESTS = {"Say": pb.KeyValue, "Read": pb.KeyValue, "Change": pb.KeyValue}
     READS = frozenset({"Say", "Read"})
+    RESUMABLE = frozenset[str]()
 
     def __init__(self):
         self.gate = loop.Event()

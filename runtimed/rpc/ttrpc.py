@@ -34,6 +34,7 @@ from runtimed.rpc.frames import MAX_MESSAGE, Frame
 log = logging.getLogger(__name__)
 
 _READ_SIZE = 64 << 10  # bytes
+_CONNECT_AGAIN_S = 0.02
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -73,7 +74,7 @@ class Client:
         peer = os.fspath(path)
         try:
             async with asyncio.timeout(timeout_s):
-                reader, writer = await asyncio.open_unix_connection(peer)
+                reader, writer = await asyncio.open_unix_connection(sock=await _connected(peer))
         except TimeoutError:
             raise DeadlineExceeded(f"ttrpc server at {peer}: no connection within {timeout_s} s") from None
         except FileNotFoundError:
@@ -151,6 +152,26 @@ class Client:
                 if not answer.done():
                     answer.set_exception(Unavailable(f"connection to {self._peer} closed before the answer"))
             self.closed.set_result(None)
+
+
+async def _connected(path: str) -> socket.socket:
+    """Return a socket that is connected to *path*. Raises OSError.
+
+    Connecting a unix socket is done at once or, where the server's queue is full, refused with EAGAIN; there is nothing
+    to wait for then but time. (The event loop takes EAGAIN for a connection under way, and then for one that is there.)
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:
+                await asyncio.sleep(_CONNECT_AGAIN_S)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _settle(answer: asyncio.Future[pb.Response], frame: Frame) -> None:

@@ -91,12 +91,21 @@ class Bundle:
             self._write("bootstrap.json", json.dumps(fields).encode())
 
     def endpoint(self) -> Endpoint | None:
-        """Return where the shim serves; None if that was never written, or not wholly."""
+        """Return where the shim serves; None if that was never written, or not wholly.
+
+        Raises:
+            RuntimedError: it cannot be read now (too many open files, say), which does not mean there is none.
+        """
+        path = self.path / "bootstrap.json"
+        with os_errors(f"bundle {self.path}"):
+            try:
+                data = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
         try:
-            data = (self.path / "bootstrap.json").read_bytes()
             endpoint, fields = parse_started(data), json.loads(data)
             return replace(endpoint, pid=int(fields.get("pid", 0)), started=int(fields.get("started", 0)))
-        except (OSError, ValueError, TypeError, RuntimedError):
+        except (ValueError, TypeError, RuntimedError):
             return None
 
     def mark_created(self) -> None:

@@ -3,6 +3,7 @@
 Versions 2 and 3 of the Task API have the same messages under two names, so those of 3 serve for both.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from runtimed.api import bootstrap_pb2, events_pb2, runc_options_pb2, runtime_options_pb2, types_pb2
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.config import Runtime
-from runtimed.errors import Internal, InvalidArgument
+from runtimed.errors import Internal, InvalidArgument, Unavailable
 from runtimed.metadata.containers import Opaque
 from runtimed.mounts import Mount
 from runtimed.rpc import ttrpc
@@ -93,19 +94,29 @@ class Endpoint:
 class TaskClient:
     """The calls of one task on its shim. All raise Unavailable when the shim goes away."""
 
-    def __init__(self, connection: ttrpc.Client, version: int, id: str) -> None:
+    def __init__(self, connection: ttrpc.Client | None, version: int, id: str) -> None:
         self._connection = connection
         self._service = f"containerd.task.v{version}.Task"
         self._id = id
-        self.closed = connection.closed
+        if connection is None:
+            self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.closed.set_result(None)
+        else:
+            self.closed = connection.closed
 
     @classmethod
     async def connect(cls, endpoint: Endpoint, id: str, timeout_s: float) -> Self:
         """Connect to the shim of task *id*. Raises Unavailable, DeadlineExceeded."""
         return cls(await ttrpc.Client.connect(endpoint.path, timeout_s=timeout_s), endpoint.version, id)
 
+    @classmethod
+    def unconnected(cls, endpoint: Endpoint, id: str) -> Self:
+        """Return what stands for a connection that could not be made."""
+        return cls(None, endpoint.version, id)
+
     async def close(self) -> None:
-        await self._connection.close()
+        if self._connection is not None:
+            await self._connection.close()
 
     async def shim_pid(self, timeout_s: float) -> int:
         response = await self._call("Connect", pb.ConnectRequest(id=self._id), pb.ConnectResponse, timeout_s)
@@ -186,6 +197,8 @@ class TaskClient:
         await self._call("Shutdown", pb.ShutdownRequest(id=self._id), Empty, timeout_s)
 
     async def _call(self, method: str, request: Message, response: type[T], timeout_s: float | None = None) -> T:
+        if self._connection is None:
+            raise Unavailable(f"task {self._id}: not connected to its shim")
         return await self._connection.call(self._service, method, request, response, timeout_s=timeout_s)
 
 

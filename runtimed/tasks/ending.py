@@ -4,7 +4,7 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from runtimed.errors import DeadlineExceeded, RuntimedError, Unavailable
+from runtimed.errors import DeadlineExceeded, NotFound, RuntimedError, Unavailable
 from runtimed.failpoints import hit_async
 from runtimed.tasks import client as shims
 from runtimed.tasks import pids
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_WITHIN_S = 5.0
 STATE_WITHIN_S = 2.0  # a shim that needs longer to say how its task is, is taken for stuck
+_CONNECT_AGAIN_S = 1.0
 
 
 class Endings:
@@ -49,14 +50,30 @@ class Endings:
                 raise not_found(task.bundle.id)
             watch = task.watch
             try:
-                await task.client.state("", STATE_WITHIN_S)
+                try:
+                    await task.client.state("", STATE_WITHIN_S)
+                except Unavailable:
+                    if (exit := await self.outcome(task, watch)) is not None:
+                        return exit
             except DeadlineExceeded:
                 return await self.end_stuck(task)
-            except Unavailable:
-                if (exit := await asyncio.shield(watch)) is not None:
-                    return exit
             # In a task of its own: once the shim has forgotten the container the rest must follow, client or not.
             return await asyncio.shield(self._background.spawn(self._delete(task)))
+
+    async def outcome(self, task: Task, watch: "asyncio.Task[Exit | None]") -> Exit | None:
+        """Return how *task* ended, of whose connection *watch* sees the end; None if there is another connection.
+
+        Raises:
+            DeadlineExceeded: there is none, although the shim lives.
+        """
+        is_stuck = asyncio.create_task(task.stuck.wait())
+        try:
+            await asyncio.wait([watch, is_stuck], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            is_stuck.cancel()
+        if watch.done():
+            return watch.result()
+        raise DeadlineExceeded(f"task {task.bundle.id}: its shim (pid {task.endpoint.pid}) takes no connections")
 
     async def end_stuck(self, task: Task) -> Exit:
         """Kill a shim that does not answer; what follows is as when it had died by itself.
@@ -123,7 +140,11 @@ class Endings:
         await asyncio.wait([task.client.closed])
         if task.is_leaving:
             return None
-        if await self._reconnected(task):
+        while (is_connected := await self._reconnected(task)) is None:
+            task.stuck.set()
+            await asyncio.sleep(_CONNECT_AGAIN_S)
+        task.stuck.clear()
+        if is_connected:
             return None
         bundle = task.bundle
         log.warning("a shim has gone", extra=named(bundle, task.endpoint))
@@ -137,20 +158,25 @@ class Endings:
         self._exits.publish(bundle, ended)
         return ended.exit
 
-    async def _reconnected(self, task: Task) -> bool:
-        """Connect again, if the shim lives and only the connection was lost: no reason to end a container."""
+    async def _reconnected(self, task: Task) -> bool | None:
+        """Connect again, if the shim lives and only the connection was lost: no reason to end a container.
+
+        Returns False when it is gone, or does not know the task; None when it could not be found out.
+        """
         await task.client.close()
         try:
-            client = await TaskClient.connect(task.endpoint, task.bundle.id, CONNECT_WITHIN_S)
-        except RuntimedError:
+            client = await TaskClient.connect(task.endpoint, task.bundle.id, STATE_WITHIN_S)
+        except Unavailable:
             return False
+        except RuntimedError:
+            return None
         try:
             await client.state("", STATE_WITHIN_S)
-        except DeadlineExceeded:
-            pass  # it is there, and stuck
-        except RuntimedError:
+        except (NotFound, Unavailable):
             await client.close()
             return False
+        except RuntimedError:
+            pass  # it is there, and stuck
         task.client = client
         self._watch_from_now(task)
         return True

@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from runtimed.errors import RuntimedError
 from runtimed.tasks import bundle as bundles
 from runtimed.tasks.background import Background
 from runtimed.tasks.bundle import Bundle
+from runtimed.tasks.client import Endpoint
 from runtimed.tasks.ending import Endings
 from runtimed.tasks.exits import Exits
 from runtimed.tasks.groups import Groups
@@ -20,6 +24,22 @@ log = logging.getLogger(__name__)
 
 _ALL_LOADED_WITHIN_S = 5.0
 _LOADED_AT_ONCE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What a bundle says of its shim."""
+
+    group: str
+    program: str
+    endpoint: Endpoint | None
+
+
+def _served(bundle: Bundle) -> _Served:
+    endpoint = None
+    with suppress(RuntimedError):  # comes up again when the task is looked for
+        endpoint = bundle.endpoint()
+    return _Served(bundle.group(), bundle.shim(), endpoint)
 
 
 class Loader:
@@ -50,16 +70,16 @@ class Loader:
         found = await blocking(lambda: list(bundles.found(root, state)))
         if not found:
             return
-        served = await blocking(
-            lambda: [(bundle, bundle.group(), bundle.shim(), bundle.endpoint()) for bundle in found]
-        )
-        for bundle, group, program, endpoint in served:
+        # All of them before the first is looked at: none is to end a shim that another one uses.
+        served = await blocking(lambda: [_served(bundle) for bundle in found])
+        for bundle, of in zip(found, served, strict=True):
             self._table.claim(bundle)
-            # All of them before the first is looked at: none is to end a shim that another one uses.
-            if endpoint is not None:
-                self._groups.use(bundle, group, program, endpoint)
+            self._use(bundle, of)
         limit = asyncio.Semaphore(_LOADED_AT_ONCE)
-        loading = [self._background.spawn(self._load(bundle, group, limit)) for bundle, group, _, _ in served]
+        loading = [
+            self._background.spawn(self._load(bundle, of.group, limit))
+            for bundle, of in zip(found, served, strict=True)
+        ]
         # What takes longer goes on by itself, its name taken: one task is not to keep all others from being served.
         _, late = await asyncio.wait(loading, timeout=_ALL_LOADED_WITHIN_S)
         log.info("tasks loaded", extra={"found": len(found), "alive": len(list(self._table)), "late": len(late)})
@@ -70,11 +90,10 @@ class Loader:
         Raises:
             AlreadyExists: its name is taken by now.
         """
-        group, program, endpoint = await blocking(lambda: (bundle.group(), bundle.shim(), bundle.endpoint()))
+        of = await blocking(_served, bundle)
         self._table.claim(bundle)
-        if endpoint is not None:
-            self._groups.use(bundle, group, program, endpoint)
-        await self._load(bundle, group, asyncio.Semaphore())
+        self._use(bundle, of)
+        await self._load(bundle, of.group, asyncio.Semaphore())
         return (bundle.namespace, bundle.id) in self._table.names()
 
     def tell_lost(self) -> None:
@@ -82,6 +101,10 @@ class Loader:
         lost, self._lost = self._lost or [], None
         for bundle, ended in lost:
             self._exits.publish(bundle, ended, was_missed=True)
+
+    def _use(self, bundle: Bundle, of: _Served) -> None:
+        if of.endpoint is not None:
+            self._groups.use(bundle, of.group, of.program, of.endpoint)
 
     async def _load(self, bundle: Bundle, group: str, limit: asyncio.Semaphore) -> None:
         """Replace the claim that :meth:`load` has made by the task, or give it up."""

@@ -142,14 +142,15 @@ class TaskManager:
         task = self._table.get(namespace, id)
         watch = task.watch
         try:
-            return await task.client.state(exec_id, STATE_WITHIN_S)
+            try:
+                return await task.client.state(exec_id, STATE_WITHIN_S)
+            except Unavailable:
+                if await self._endings.outcome(task, watch) is not None or task.is_leaving:
+                    raise not_found(id) from None
         except DeadlineExceeded:
             if exec_id:
                 raise
             return Process(container_id=id, pid=task.pid, status=Status.UNKNOWN)
-        except Unavailable:
-            if await asyncio.shield(watch) is not None or task.is_leaving:
-                raise not_found(id) from None
         return await self.get(namespace, id, exec_id)  # over the new connection
 
     async def list(self, namespace: str) -> list[Process]:
@@ -180,8 +181,14 @@ class TaskManager:
     async def kill(self, namespace: str, id: str, exec_id: str, signal_number: int, *, all: bool) -> None:
         """Send a signal. SIGKILL for a task whose shim does not answer ends the shim and the container from outside."""
         task = self._table.get(namespace, id)
+        watch = task.watch
         try:
-            await task.client.kill(exec_id, signal_number, all=all, timeout_s=_KILL_WITHIN_S)
+            try:
+                await task.client.kill(exec_id, signal_number, all=all, timeout_s=_KILL_WITHIN_S)
+            except Unavailable:
+                if await self._endings.outcome(task, watch) is not None or task.is_leaving:
+                    raise not_found(id) from None
+                await self.kill(namespace, id, exec_id, signal_number, all=all)  # over the new connection
         except DeadlineExceeded:
             if exec_id or signal_number != signal.SIGKILL:
                 raise

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from runtimed.errors import DeadlineExceeded, RuntimedError
+from runtimed.errors import NotFound, RuntimedError, Unavailable
 from runtimed.tasks.bundle import Bundle
 from runtimed.tasks.client import Endpoint, Status, TaskClient
 from runtimed.tasks.launch import Launcher, identified
@@ -48,8 +48,14 @@ async def recover(launcher: Launcher, clean_up: CleanUp, bundle: Bundle) -> Foun
     is_created = await blocking(bundle.is_created)
     client = None
     if endpoint is not None:
-        with suppress(RuntimedError):
+        try:
             client = await TaskClient.connect(endpoint, bundle.id, _ANSWERS_WITHIN_S)
+        except Unavailable:
+            pass  # nobody listens: it is gone
+        except RuntimedError as exc:  # its queue is full, or we lack descriptors, say: no reason to end a container
+            if is_created:
+                log.warning("a shim cannot be connected to", extra=named(bundle, endpoint) | {"error": str(exc)})
+                return Found(endpoint, TaskClient.unconnected(endpoint, bundle.id), 0)
     if client is None or not is_created:
         if client is not None:
             await _creation_ended(client)
@@ -62,11 +68,11 @@ async def recover(launcher: Launcher, clean_up: CleanUp, bundle: Bundle) -> Foun
         pid = (await client.state("", _ANSWERS_WITHIN_S)).pid
         if not endpoint.pid:
             endpoint = identified(endpoint, await client.shim_pid(_ANSWERS_WITHIN_S))
-    except DeadlineExceeded:
-        log.warning("a shim does not answer", extra=named(bundle, endpoint))
-    except RuntimedError:  # it serves, but has no such task: the daemon died while it was deleted
+    except (NotFound, Unavailable):  # it serves, but has no such task: the daemon died while it was deleted
         await client.close()
         return Lost(await clean_up(bundle))
+    except RuntimedError as exc:
+        log.warning("a shim does not answer", extra=named(bundle, endpoint) | {"error": str(exc)})
     if await blocking(bundle.shim):
         await launcher.open_log(bundle)
     return Found(endpoint, client, pid)

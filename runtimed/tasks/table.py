@@ -20,6 +20,7 @@ class Task:
     pid: int
     watch: "asyncio.Task[Exit | None]" = field(init=False)  # ends with the connection; what became of the task
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the one that deletes it
+    stuck: asyncio.Event = field(default_factory=asyncio.Event)  # its shim is there, and cannot be connected to
     is_leaving: bool = False  # it is being deleted, so that the end of its shim is nothing unusual
 
 

@@ -1,5 +1,6 @@
 """What nothing explains is found, put right where that is safe, and left alone where it is not."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -28,10 +29,10 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def doctor(daemon: TaskDaemon) -> Callable[[], Doctor]:
+def doctor(daemon: TaskDaemon) -> Callable[..., Doctor]:
     """Makes one for the daemon as it is now."""
 
-    def doctor() -> Doctor:
+    def doctor(interval_s: int = 0) -> Doctor:
         return Doctor(
             daemon.database,
             daemon.tasks,
@@ -39,7 +40,7 @@ def doctor(daemon: TaskDaemon) -> Callable[[], Doctor]:
             state=daemon.state,
             runc_root=daemon.state / "runc",
             oci_runtimes={"runc": "runc version 1.1.4"},
-            interval_s=0,
+            interval_s=interval_s,
         )
 
     return doctor
@@ -186,3 +187,21 @@ async def test_the_facts_name_the_machine_and_what_is_known_against_its_runc(doc
     assert "CVE-2023-27561" in facts["OCI runtime runc"].warning
     assert facts["cgroups"].value in ("1", "2")
     assert " of " in facts["descriptors of the daemon"].value
+
+
+async def test_without_being_asked_it_looks_again_and_again(daemon, doctor, monkeypatch):
+    monkeypatch.setattr("runtimed.doctor.doctor._FIRST_LOOK_AFTER_S", 0.0)
+    monkeypatch.setattr("runtimed.doctor.doctor._AGAIN_AFTER_S", 1.0)
+    mended = asyncio.Event()
+
+    async def mend() -> str:
+        mended.set()
+        return "mended"
+
+    def look(*_: Any) -> list[Stray]:
+        return [Stray(kind="mount", what="x", detail="", mend=mend)]
+
+    monkeypatch.setattr("runtimed.doctor.doctor.look", look)
+    looking = doctor(interval_s=600)
+    async with looking.running(), asyncio.timeout(10):
+        await mended.wait()

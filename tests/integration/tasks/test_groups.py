@@ -203,3 +203,14 @@ async def test_a_stuck_shim_refuses_a_further_container_and_says_whose_it_is(dae
         await pods.create("b")
     os.kill(shim, signal.SIGCONT)
     assert await pods.states() == {"a": Status.RUNNING}
+
+
+async def test_a_stuck_shim_that_is_ended_for_one_of_its_tasks_ends_them_all(daemon, pods):
+    pids = [await pods.run(id) for id in "ab"]
+    os.kill(daemon.shim_pid("a"), signal.SIGSTOP)
+    assert (await daemon.tasks.delete(NS, "a")).status == 137
+    assert await pods.exits(2) == {"a": 137, "b": 137}
+    for pid in pids:
+        await gone(pid)
+    assert await pods.states() == {}
+    assert pods.sockets() == []

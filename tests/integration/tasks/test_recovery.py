@@ -1,23 +1,27 @@
 """What an earlier daemon left, found again: odd, dead, stuck, many; and what subscribers hear of it."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 import signal
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from runtimed.api.events_pb2 import TaskExit
 from runtimed.config import DEFAULT_RUNTIME
-from runtimed.errors import NotFound
-from runtimed.events import Subscription
+from runtimed.errors import AlreadyExists, NotFound
+from runtimed.events import EventBus, Subscription
 from runtimed.linux.mount import mount
 from runtimed.mounts import mounts_below
 from runtimed.tasks.bundle import DIRECTORY
 from runtimed.tasks.client import Status
 from runtimed.tasks.making import NewTask
+from runtimed.tasks.manager import TaskManager
 from tests.fakes.tasks import NS, TaskDaemon, gone
 
 pytestmark = pytest.mark.root
@@ -155,3 +159,53 @@ async def test_a_mount_on_the_rootfs_of_a_dead_container_is_taken_off_at_the_sta
     await daemon.start()
     assert not daemon.bundle("t1").exists()
     assert mounts_below(home) == []
+
+
+async def test_a_stuck_shim_whose_queue_is_full_is_not_taken_for_dead(daemon, spec):
+    pid = await run(daemon, spec, "t1")
+    shim = daemon.shim_pid("t1")
+    path = str(next((daemon.state / "s").iterdir()))
+    os.kill(shim, signal.SIGSTOP)
+    queued = []
+    with suppress(BlockingIOError):
+        while True:
+            queued.append(socket.socket(socket.AF_UNIX))
+            queued[-1].setblocking(False)
+            queued[-1].connect(path)
+    try:
+        await daemon.stop()
+        async with asyncio.timeout(8):
+            await daemon.start()
+        async with asyncio.timeout(8):
+            state = await daemon.tasks.get(NS, "t1")
+        assert state.status is Status.UNKNOWN
+        with pytest.raises(AlreadyExists):
+            await daemon.tasks.create(NS, NewTask(id="t1"))
+    finally:
+        for sock in queued:
+            sock.close()
+        os.kill(shim, signal.SIGCONT)
+    async with asyncio.timeout(8):
+        while (state := await daemon.tasks.get(NS, "t1")).status is Status.UNKNOWN:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # the shim's state, which tells nobody
+    assert (state.pid, state.status) == (pid, Status.RUNNING)
+
+
+async def test_a_daemon_that_lacks_descriptors_at_its_start_takes_no_shim_for_dead(daemon, spec, monkeypatch):
+    pid = await run(daemon, spec, "t1")
+    await daemon.stop()
+    with monkeypatch.context() as lacking:
+        lacking.setattr("runtimed.rpc.ttrpc.socket.socket", _no_descriptor)
+        manager = TaskManager(
+            daemon.database, EventBus(), daemon.launcher, root=daemon.root, state=daemon.state, default_runtime=""
+        )
+        await manager.load()
+        assert (await manager.get(NS, "t1")).status is Status.UNKNOWN
+        await manager.close()
+    await daemon.start()
+    state = await daemon.tasks.get(NS, "t1")
+    assert (state.pid, state.status) == (pid, Status.RUNNING)
+
+
+def _no_descriptor(*_: object) -> socket.socket:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

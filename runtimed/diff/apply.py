@@ -4,39 +4,17 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtimed.diff.changeset import check_device, clean, kept_xattrs, placed, refused
 from runtimed.diff.compression import Readable
 from runtimed.diff.tar import Entry, Kind, TarReader
-from runtimed.diff.tree import Directory, Tree, clean
-from runtimed.errors import Aborted, InvalidArgument, ResourceExhausted, from_os_error
-from runtimed.oci import whiteout
+from runtimed.diff.tree import Directory, Tree
+from runtimed.errors import InvalidArgument
+from runtimed.oci.whiteout import Whiteout
 
 _CHUNK = 256 * 1024
-
-# Attributes that mean the same wherever the layer goes. Others would let an image speak to this host's overlayfs
-# (trusted.overlay.*, user.overlay.*), to its security module or to its integrity checks.
-_KEPT_XATTRS = frozenset((b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"))
-
-# What the kernel says when an entry, rather than the host, is at fault.
-_ENTRY_AT_FAULT = frozenset(
-    (
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.EMLINK,
-        errno.EXDEV,
-        errno.EFBIG,
-        errno.EINVAL,
-        errno.ENAMETOOLONG,
-        errno.EOVERFLOW,
-        errno.ERANGE,
-        errno.E2BIG,
-    )
-)
 
 _DEVICE_TYPES = {
     Kind.CHARACTER_DEVICE: stat.S_IFCHR,
@@ -112,7 +90,7 @@ class _Applier:
         try:
             self._add(entry)
         except OSError as exc:
-            raise _refused(exc, entry) from exc
+            raise refused(exc, entry.name, entry.kind, entry.link) from exc
 
     def finish(self) -> None:
         """Set the times of directories."""
@@ -125,16 +103,13 @@ class _Applier:
                     os.close(fd)
 
     def _add(self, entry: Entry) -> None:
-        parent, name = clean(entry.name)
-        if not name:
-            return  # the root directory
-        if b"/.wh." in parent or parent.startswith(whiteout.PREFIX):
-            self._refuse_below_whiteout(parent)
+        place = placed(entry.name)
+        if place is None:
             return
-        if name.startswith(whiteout.PREFIX):
-            self._hide(parent, name)
+        if place.hidden is not None:
+            self._hide(place.directory, place.hidden)
             return
-        directory = self._tree.directory(parent)
+        directory, name = self._tree.directory(place.directory), place.name
         match entry.kind:
             case Kind.FILE:
                 self._write_file(directory, name, entry)
@@ -162,7 +137,7 @@ class _Applier:
             os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, entry.mode)
             if entry.xattrs:
-                _set_xattrs(fd, entry.xattrs)
+                _set_xattrs(fd, entry)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(fd)
@@ -186,7 +161,7 @@ class _Applier:
         os.fchown(made.fd, entry.uid, entry.gid)
         os.fchmod(made.fd, entry.mode)
         if entry.xattrs:
-            _set_xattrs(made.fd, entry.xattrs)
+            _set_xattrs(made.fd, entry)
         self._mtimes[made.path] = entry.mtime
 
     def _make_symlink(self, directory: Directory, name: bytes, entry: Entry) -> None:
@@ -215,8 +190,7 @@ class _Applier:
             os.link(target, name, src_dir_fd=source.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
 
     def _make_device(self, directory: Directory, name: bytes, entry: Entry) -> None:
-        if entry.kind is Kind.CHARACTER_DEVICE and entry.major == entry.minor == 0:
-            raise InvalidArgument(f"layer entry {entry.name!r} is device 0:0, overlayfs' own mark for a deleted file")
+        check_device(entry.name, entry.kind, entry.major, entry.minor)
         kind = _DEVICE_TYPES[entry.kind]
         device = os.makedev(entry.major, entry.minor)
         try:
@@ -236,10 +210,7 @@ class _Applier:
         finally:
             os.close(fd)
 
-    def _hide(self, parent: bytes, name: bytes) -> None:
-        hidden = whiteout.parse(name)
-        if hidden is None:
-            return
+    def _hide(self, parent: bytes, hidden: Whiteout) -> None:
         try:
             directory = self._tree.directory(parent, create=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -252,11 +223,6 @@ class _Applier:
             # This layer's directory took the place of the hidden one, whose contents must not show through.
             self._tree.prune(below, self._put)
 
-    def _refuse_below_whiteout(self, parent: bytes) -> None:
-        for component in parent.split(b"/"):
-            if component.startswith(whiteout.PREFIX) and whiteout.parse(component) is not None:
-                raise InvalidArgument(f"layer entry in {parent!r}: a whiteout is not a directory")
-
     def _remember(self, parent: bytes, name: bytes) -> None:
         while parent not in self._put:
             self._put[parent] = {name}
@@ -267,23 +233,10 @@ class _Applier:
         self._put[parent].add(name)
 
 
-def _set_xattrs(fd: int, xattrs: Mapping[bytes, bytes]) -> None:
-    for name, value in xattrs.items():
-        if name in _KEPT_XATTRS or (name.startswith(b"user.") and not name.startswith(b"user.overlay.")):
-            try:
-                os.setxattr(fd, name, value)
-            except OSError as exc:
-                if exc.errno != errno.ENOTSUP:  # as containerd: the file is worth more than its attribute
-                    raise
-
-
-def _refused(exc: OSError, entry: Entry) -> Exception:
-    subject = f"layer entry {entry.name!r} ({entry.kind})"
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"{subject}: {exc.strerror}; free space or inodes where the snapshots are, and retry")
-    if exc.errno in (errno.EEXIST, errno.ENOTEMPTY):  # not AlreadyExists, which callers take for a finished layer
-        return Aborted(f"{subject}: somebody else changes the snapshot meanwhile")
-    if exc.errno in _ENTRY_AT_FAULT:
-        target = f" to {entry.link!r}" if entry.kind is Kind.HARD_LINK else ""
-        return InvalidArgument(f"{subject}{target}: {exc.strerror}")
-    return from_os_error(exc, subject)
+def _set_xattrs(fd: int, entry: Entry) -> None:
+    for name, value in kept_xattrs(entry.name, entry.xattrs).items():
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as exc:
+            if exc.errno != errno.ENOTSUP:  # as containerd: the file is worth more than its attribute
+                raise

@@ -93,6 +93,7 @@ class TarReader:
         self._read = read
         self._chunk = b""
         self._pos = 0
+        self._passed = 0  # bytes of the chunks before
         self._stored = 0  # bytes of the current entry's data that are still to come
         self._padding = 0
         self._entry: Entry | None = None
@@ -119,6 +120,11 @@ class TarReader:
                 self._stored -= len(view)
                 yield offset, view
                 offset += len(view)
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the archive were taken: the offset of the current entry's data until it is read."""
+        return self._passed + self._pos
 
     def _next(self) -> Entry | None:
         self._skip(self._stored + self._padding)
@@ -282,6 +288,7 @@ class TarReader:
                 raise _truncated()
 
     def _refill(self) -> None:
+        self._passed += len(self._chunk)
         self._chunk = self._read(_CHUNK)
         self._pos = 0
 

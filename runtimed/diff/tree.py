@@ -14,15 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from runtimed.errors import InvalidArgument
+from runtimed.diff.changeset import check_depth, walk
 from runtimed.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 
 _RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _MAX_OPEN = 128  # directories; far below the smallest usual limit of 1024 fds
-_MAX_LINKS = 40  # in one path, as in the kernel
-# No image is nested as deeply, and what removes or copies a snapshot may recurse.
-_MAX_DEPTH = 512
 
 
 class Directory:
@@ -33,27 +30,6 @@ class Directory:
     def __init__(self, path: bytes, fd: int) -> None:
         self.path = path
         self.fd = fd
-
-
-def clean(name: bytes) -> tuple[bytes, bytes]:
-    """Return directory and last component of *name*, free of ``.`` and ``..``, relative to the root.
-
-    ``..`` takes back the component before it and stops at the root, as in Go's ``path.Clean("/" + name)``. The root
-    itself is two empty names.
-    """
-    if name.startswith(b"./"):
-        name = name[2:]
-    name = name.rstrip(b"/")
-    if b"//" in name or b"/." in name or name[:1] in (b"/", b".", b""):
-        components: list[bytes] = []
-        for component in name.split(b"/"):
-            if component == b"..":
-                del components[-1:]
-            elif component not in (b"", b"."):
-                components.append(component)
-        name = b"/".join(components)
-    directory, _, last = name.rpartition(b"/")
-    return directory, last
 
 
 class Tree:
@@ -164,28 +140,7 @@ class Tree:
 
     def _walk(self, path: bytes, *, create: bool) -> bytes:
         """Return *path* without links, going from component to component."""
-        done: list[bytes] = []
-        todo = path.split(b"/")[::-1]
-        links = 0
-        while todo:
-            component = todo.pop()
-            if component in (b"", b"."):
-                continue
-            if component == b"..":
-                del done[-1:]
-                continue
-            link = self._step(b"/".join(done), component, create=create)
-            if link is None:
-                done.append(component)
-                _check_depth(len(done))
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            if link.startswith(b"/"):
-                done.clear()
-            todo += link.split(b"/")[::-1]
-        return b"/".join(done)
+        return b"/".join(walk(path, lambda done, name: self._step(b"/".join(done), name, create=create)))
 
     def _step(self, parent: bytes, name: bytes, *, create: bool) -> bytes | None:
         """Return what the link *name* in the link-free directory *parent* says; None for a directory."""
@@ -209,7 +164,7 @@ class Tree:
     def _hold(self, asked: bytes, path: bytes, fd: int) -> Directory:
         held = Directory(path, fd)
         try:
-            _check_depth(path.count(b"/") + 1)
+            check_depth(path.count(b"/") + 1)
         except BaseException:
             os.close(fd)
             raise
@@ -263,11 +218,6 @@ def remove(dir_fd: int, name: bytes, *, is_directory: bool) -> None:
     finally:
         for fd, _, _ in held:
             os.close(fd)
-
-
-def _check_depth(depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise InvalidArgument(f"layer: directories nested more than {_MAX_DEPTH} deep")
 
 
 def _listed(fd: int) -> list[tuple[bytes, bool]]:

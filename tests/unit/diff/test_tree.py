@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from runtimed.diff.tree import Tree, clean, remove
+from runtimed.diff.changeset import clean
+from runtimed.diff.tree import Tree, remove
 
 
 @pytest.mark.parametrize(

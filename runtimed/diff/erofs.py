@@ -130,7 +130,7 @@ def _note(received: Received, entry: Entry, position: int) -> None:
                 received.must_extract = "a layer of more than two terabytes"
                 data = 0
     elif type_ == fmt.SYMLINK:
-        mode |= 0o777  # Linux knows no other
+        mode = format_ | 0o777  # Linux knows no other
         size = len(entry.link)
         inodes.links[len(received.names)] = entry.link
     elif type_ == HARD_LINK:

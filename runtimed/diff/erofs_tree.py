@@ -306,6 +306,8 @@ class LayerTree:
         if type_ == fmt.FILE:
             size = status.st_size
             data = self._copy_data(path, size)
+        elif type_ == fmt.SYMLINK:
+            size = len(found.link)
         elif type_ in (fmt.CHARACTER_DEVICE, fmt.BLOCK_DEVICE):
             data = fmt.pack_rdev(os.major(status.st_rdev), os.minor(status.st_rdev))
         slot = self._inodes.add(type_, status.st_mode, status.st_uid, status.st_gid, size, data, status.st_mtime_ns)

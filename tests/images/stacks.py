@@ -68,12 +68,15 @@ class Indexed(Stack):
         """Write and mount the layer *archive* on top; return its file."""
         image = self._directory / f"{len(self._layers)}.erofs"
         image.parent.mkdir(exist_ok=True)
-        with ExitStack() as held:
-            lower = held.enter_context(LowerTree(self.view())) if self._layers else None
-            write(archive, image, lower)
+        self.write(archive, image)
         mount = Mount("erofs", str(image), options=("ro",))
         self._layers.append(self._held.enter_context(mounted([mount], self._make("layer"))))
         return image
+
+    def write(self, archive: bytes, image: Path) -> None:
+        """Write the layer *archive* as the file *image*, which could go on top."""
+        with ExitStack() as held:
+            write(archive, image, held.enter_context(LowerTree(self.view())) if self._layers else None)
 
 
 def write(archive: bytes, image: Path, lower: LowerTree | None = None) -> erofs.Written:

@@ -4,18 +4,20 @@ docs/erofs.md has the form of the file and the reasons. :func:`write` is the who
 are its halves, for a layer whose lower layers are not there yet when its bytes are.
 """
 
+import errno
 import os
 import stat
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from runtimed.diff import erofs_format as fmt
 from runtimed.diff import erofs_layout
-from runtimed.diff.changeset import ACLS, check_device, kept_xattrs, placed, refused
+from runtimed.diff.changeset import ACLS, check_device, kept_xattrs, os_error, placed, refused
 from runtimed.diff.compression import Readable
 from runtimed.diff.erofs_lower import Lower
 from runtimed.diff.erofs_tree import HARD_LINK, Inodes, LayerTree
-from runtimed.diff.sparse import Segment
 from runtimed.diff.tar import Entry, Kind, TarReader
 
 _CHUNK = 256 * 1024
@@ -35,17 +37,25 @@ _KINDS = {type_: kind for kind, (type_, _) in _TYPES.items()}
 class MustExtract(Exception):
     """An index cannot say what this layer says; the message tells what. The layer is not at fault: extract it.
 
-    By then the whole tar is in the image, for :func:`runtimed.diff.erofs_reader.tar_of` to read.
+    By then the whole tar is in the image, *tar_size* bytes of it: apply(erofs_reader.Tar(image, tar_size), ...).
     """
+
+    def __init__(self, reason: str, tar_size: int) -> None:
+        super().__init__(reason)
+        self.tar_size = tar_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A finished image: its size and that of the tar in it, in bytes, and how many entries the tar has."""
+    """A finished image: its size and that of the tar in it, in bytes; the tar's entries and the inodes they made.
+
+    The image may have holes; what it takes on disk is for fstat(2) to say.
+    """
 
     size: int
     tar_size: int
     entries: int
+    inodes: int
 
 
 class Received:
@@ -56,7 +66,7 @@ class Received:
     def __init__(self) -> None:
         self.names: list[bytes] = []
         self.inodes = Inodes()
-        self.sparse: dict[int, tuple[int, Sequence[Segment]]] = {}  # where in the tar the data is, and where it belongs
+        self.sparse: dict[int, tuple[int, array[int]]] = {}  # where in the tar the data is; the map, flat
         self.must_extract = ""  # why
         self.tar_size = 0
 
@@ -95,23 +105,28 @@ def receive(stream: Readable, image: int) -> Received:
 
 def index(received: Received, image: int, lower: Lower | None) -> Written:
     """Write the index of what was *received* to *image*. Uses *received* up. Raises what :func:`write` does."""
-    if received.must_extract:
-        raise MustExtract(received.must_extract)
+    try:
+        if received.must_extract:
+            raise fmt.DoesNotFit(received.must_extract)
+        return _index(received, image, lower)
+    except fmt.DoesNotFit as exc:
+        raise MustExtract(f"an index has no room for {exc}", received.tar_size) from None
+
+
+def _index(received: Received, image: int, lower: Lower | None) -> Written:
+    """:func:`index`, with a DoesNotFit instead of a MustExtract."""
     data = _Data(image, fmt.HEADER_SIZE + received.tar_size, lower)
     entries = len(received.names)
     inodes = received.inodes
-    for slot, (position, segments) in received.sparse.items():
-        erofs_layout.set_data(inodes, slot, data.expand(position, segments, erofs_layout.size_of(inodes, slot)))
+    for slot, (position, numbers) in received.sparse.items():
+        erofs_layout.set_data(inodes, slot, data.expand(position, numbers, erofs_layout.size_of(inodes, slot)))
     tree = LayerTree(inodes, lower, data.copy)
     for slot in range(entries):
         _add(tree, inodes, slot, received.names[slot])
     received.names.clear()
     tree.finish()
-    try:
-        size = erofs_layout.write(image, inodes, tree, data.end, received.tar_size)
-    except ValueError as exc:
-        raise MustExtract(f"an index has no room for {exc}") from None
-    return Written(size=size, tar_size=received.tar_size, entries=entries)
+    size, count = erofs_layout.write(image, inodes, tree, data.end, received.tar_size)
+    return Written(size=size, tar_size=received.tar_size, entries=entries, inodes=count)
 
 
 def _note(received: Received, entry: Entry, position: int) -> None:
@@ -123,7 +138,7 @@ def _note(received: Received, entry: Entry, position: int) -> None:
     if type_ == fmt.FILE:
         size = entry.size
         if entry.segments is not None:
-            received.sparse[len(received.names)] = position, entry.segments
+            received.sparse[len(received.names)] = position, array("Q", chain.from_iterable(entry.segments))
         elif size:
             data = (fmt.HEADER_SIZE + position) >> fmt.BLOCK_BITS
             if data + (size >> fmt.BLOCK_BITS) > fmt.MAX_BLOCKS:
@@ -167,7 +182,7 @@ def _add(tree: LayerTree, inodes: Inodes, slot: int, entry_name: bytes) -> None:
             tree.put_hard_link(directory, name, inodes.links[slot], entry_name)
         else:
             if type_ == fmt.SYMLINK and not inodes.links[slot]:
-                raise FileNotFoundError(2, os.strerror(2))
+                raise os_error(errno.ENOENT)  # as symlink(2) says
             tree.put(directory, name, slot)
     except OSError as exc:
         raise refused(exc, entry_name, _KINDS[type_], inodes.links.get(slot, b"")) from exc
@@ -196,11 +211,14 @@ class _Data:
         self._lower = lower
         self.end = end
 
-    def expand(self, position: int, segments: Sequence[Segment], size: int) -> int:
-        """Return the first block of a sparse file that is stored at *position* of the tar. Its holes stay holes."""
+    def expand(self, position: int, numbers: Sequence[int], size: int) -> int:
+        """Return the first block of a sparse file that is stored at *position* of the tar. Its holes stay holes.
+
+        *numbers* are offset and length of its segments, in turn.
+        """
         start = self._allot(size)
         position += fmt.HEADER_SIZE
-        for offset, length in segments:
+        for offset, length in zip(numbers[::2], numbers[1::2], strict=True):
             _copy(self._image, position, self._image, start + offset, length)
             position += length
         return start >> fmt.BLOCK_BITS
@@ -219,7 +237,7 @@ class _Data:
     def _allot(self, size: int) -> int:
         start = self.end + -self.end % fmt.BLOCK
         if start + size > fmt.MAX_BLOCKS * fmt.BLOCK:
-            raise MustExtract("sparse files of more than two terabytes")
+            raise fmt.DoesNotFit("sparse files of more than two terabytes")
         self.end = start + size
         return start
 
@@ -228,7 +246,7 @@ def _copy(source: int, position: int, target: int, offset: int, length: int) -> 
     while length:
         data = os.pread(source, min(length, 4 * _CHUNK), position)
         if not data:
-            raise OSError(5, "a file below the layer is shorter than its size")
+            raise OSError(errno.EIO, "a file ends before its size")
         _write_at(target, data, offset)
         position += len(data)
         offset += len(data)

@@ -31,7 +31,6 @@ INODE_SIZE = 64
 SLOT = 32  # an inode's number (nid) counts these from meta_blkaddr on
 FLAT_PLAIN = 1 | 0 << 1  # extended; data in consecutive blocks
 FLAT_INLINE = 1 | 2 << 1  # extended; the last, partial block of data follows inode and attributes
-MAX_NID = 2**16 - 1  # of the root
 
 DIRENT = struct.Struct("<QHBB")  # nid, offset of the name in the block, type, 0
 DIRENT_SIZE = 12
@@ -68,6 +67,10 @@ class Extent:
     start: int
     size: int
     crc: int
+
+
+class DoesNotFit(Exception):
+    """EROFS cannot hold something, which the message names."""
 
 
 def pack_super(*, root_nid: int, inodes: int, blocks: int, start: int, uuid: bytes) -> bytes:
@@ -137,7 +140,7 @@ def unpack_rdev(number: int) -> tuple[int, int]:
 
 
 def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes:
-    """Return *xattrs* as they follow an inode; b"" for none. Raises ValueError for what does not fit."""
+    """Return *xattrs* as they follow an inode; b"" for none. Raises DoesNotFit."""
     if not xattrs:
         return b""
     parts = [_XATTR_HEADER]
@@ -145,12 +148,12 @@ def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes:
         prefix = name if name in _XATTR_INDEXES else name[: name.index(b".") + 1]
         suffix = name[len(prefix) :]
         if len(value) > MAX_XATTR_SIZE:
-            raise ValueError(f"an attribute of {len(value)} bytes")
+            raise DoesNotFit(f"an attribute of {len(value)} bytes")
         parts += [_XATTR_ENTRY.pack(len(suffix), _XATTR_INDEXES[prefix], len(value)), suffix, value]
         parts.append(bytes(-(len(suffix) + len(value)) % 4))
     packed = b"".join(parts)
     if xattr_count(packed) > 2**16 - 1:
-        raise ValueError(f"attributes of {len(packed)} bytes")
+        raise DoesNotFit(f"attributes of {len(packed)} bytes")
     return packed
 
 
@@ -169,8 +172,10 @@ def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
     found = {}
     pos = len(_XATTR_HEADER)
     while pos < len(packed):
-        name_length, index, value_length = _XATTR_ENTRY.unpack_from(packed, pos)
         start = pos + _XATTR_ENTRY.size
+        if start > len(packed):
+            raise DataLoss("an extended attribute is cut off")
+        name_length, index, value_length = _XATTR_ENTRY.unpack_from(packed, pos)
         end = start + name_length + value_length
         if index not in _XATTR_PREFIXES or end > len(packed):
             raise DataLoss("an extended attribute is malformed")

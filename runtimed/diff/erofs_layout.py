@@ -36,18 +36,20 @@ def set_data(inodes: Inodes, slot: int, block: int) -> None:
     _DATA.pack_into(inodes.packed, slot * fmt.INODE_SIZE + _DATA_AT, block)
 
 
-def write(image: int, inodes: Inodes, tree: LayerTree, end: int, tar_size: int) -> int:
-    """Write the index of *tree* after *end* of the image, then the superblock; return the image's size in bytes.
+def write(image: int, inodes: Inodes, tree: LayerTree, end: int, tar_size: int) -> tuple[int, int]:
+    """Write the index of *tree* after *end* of the image, then the superblock.
+
+    Return the image's size in bytes, and how many inodes it has.
 
     Raises:
-        ValueError: what an image cannot hold; the message names it.
+        DoesNotFit: an image cannot hold it.
     """
     start = end + -end % _ALIGNMENT
     layout = _Layout(inodes, tree)
     parts = layout.pack(start)
     size = start + sum(map(len, parts))
     if size > fmt.MAX_BLOCKS * fmt.BLOCK:
-        raise ValueError("more than two terabytes")
+        raise fmt.DoesNotFit("more than two terabytes")
     crc = 0
     hash_ = hashlib.sha256()
     offset = start
@@ -73,7 +75,7 @@ def write(image: int, inodes: Inodes, tree: LayerTree, end: int, tar_size: int) 
         uuid=_uuid8(hash_.digest()[:16]),
     )
     os.pwrite(image, super_, fmt.SUPER_OFFSET)
-    return total
+    return total, layout.inode_count
 
 
 def _uuid8(value: bytes) -> bytes:

@@ -40,6 +40,24 @@ class Inode:
     data: tuple[tuple[int, int], ...]
 
 
+class Tar:
+    """The tar of *size* bytes in the image that *fd* has open, finished or not, to read."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._position = fmt.HEADER_SIZE
+        self._end = fmt.HEADER_SIZE + size
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to *size* bytes, b"" at the end. Raises DataLoss."""
+        wanted = min(size, self._end - self._position)
+        data = os.pread(self._fd, wanted, self._position)
+        if wanted and not data:
+            raise DataLoss(f"the image is cut off at {self._position} bytes")
+        self._position += len(data)
+        return data
+
+
 class Image:
     """An image that *fd* has open, which stays open. Raises DataLoss if it is not a whole image of ours."""
 
@@ -114,14 +132,9 @@ class Image:
                     before = entry[0]
                     yield entry
 
-    def tar(self) -> Iterator[bytes]:
-        """Yield the tar that the image was made of."""
-        offset = fmt.HEADER_SIZE
-        end = offset + self.extent.tar_size
-        while offset < end:
-            data = self._read(offset, min(end - offset, _CHUNK))
-            yield data
-            offset += len(data)
+    def tar(self) -> "Tar":
+        """Return the tar that the image was made of."""
+        return Tar(self._fd, self.extent.tar_size)
 
     def check_index(self) -> None:
         """Compare the index with its checksum."""

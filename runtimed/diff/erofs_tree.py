@@ -254,6 +254,8 @@ class LayerTree:
 
     def _prune(self, directory: Directory) -> None:
         """Remove what the layer did not bring from *directory* and from the directories in it."""
+        if not directory.is_merged:
+            return  # nothing from below is in it, and nothing will be
         self._cache = {b"": self.root}
         self._is_root_hidden |= directory is self.root
         pending = [directory]

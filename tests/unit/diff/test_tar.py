@@ -27,6 +27,23 @@ def entries(archive: bytes, *, chunk: int | None = None) -> list[tuple[Entry, by
     return found
 
 
+@pytest.mark.parametrize("chunk", [1 << 18, 511, 100])
+def test_the_position_is_where_the_data_of_an_entry_begins(chunk):
+    segments = [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.realsize", b"9"), (b"GNU.sparse.minor", b"0")]
+    archive = tars.tar(
+        tars.directory(b"d"),
+        tars.file(b"a", b"a" * 700),
+        tars.pax({b"path": b"b" * 300}) + tars.file(b"b", b"bb"),
+        tars.file(b"empty"),
+        tars.pax(segments) + tars.file(b"sparse", tars.padded(b"1\n3\n4\n") + b"sprs"),
+        tars.file(b"c", b"c"),
+    )
+    stream = io.BytesIO(archive)
+    reader = TarReader(lambda size: stream.read(min(size, chunk)))
+    found = {entry.name[:1]: archive[reader.position :][:4] for entry in reader if entry.size}
+    assert found == {b"a": b"aaaa", b"b": b"bb\0\0", b"s": b"sprs", b"c": b"c\0\0\0"}
+
+
 def only(archive: bytes) -> Entry:
     [(entry, _)] = entries(archive)
     return entry

@@ -21,6 +21,7 @@ from runtimed.diff.erofs_tree import HARD_LINK, Inodes, LayerTree
 from runtimed.diff.tar import Entry, Kind, TarReader
 
 _CHUNK = 256 * 1024
+_ZEROS = bytes(4 * _CHUNK)
 
 _TYPES = {
     Kind.FILE: (fmt.FILE, stat.S_IFREG),
@@ -121,9 +122,9 @@ def _index(received: Received, image: int, lower: Lower | None) -> Written:
     for slot, (position, numbers) in received.sparse.items():
         erofs_layout.set_data(inodes, slot, data.expand(position, numbers, erofs_layout.size_of(inodes, slot)))
     tree = LayerTree(inodes, lower, data.copy)
-    for slot in range(entries):
-        _add(tree, inodes, slot, received.names[slot])
-    received.names.clear()
+    for slot, name in enumerate(received.names):
+        received.names[slot] = b""  # of a million names, one copy is enough
+        _add(tree, inodes, slot, name)
     tree.finish()
     size, count = erofs_layout.write(image, inodes, tree, data.end, received.tar_size)
     return Written(size=size, tar_size=received.tar_size, entries=entries, inodes=count)
@@ -244,10 +245,11 @@ class _Data:
 
 def _copy(source: int, position: int, target: int, offset: int, length: int) -> None:
     while length:
-        data = os.pread(source, min(length, 4 * _CHUNK), position)
+        data = os.pread(source, min(length, len(_ZEROS)), position)
         if not data:
             raise OSError(errno.EIO, "a file ends before its size")
-        _write_at(target, data, offset)
+        if data != _ZEROS[: len(data)]:  # what is not written stays a hole
+            _write_at(target, data, offset)
         position += len(data)
         offset += len(data)
         length -= len(data)

@@ -31,13 +31,13 @@ def suite(args: argparse.Namespace) -> list[Row]:
     """Return time, rate and peak memory for as many entries as image A has, and of the index alone for a million."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="rtd-", dir="/var/tmp") as directory:
-        for entries, ways in ((args.entries, (_EXTRACTED, _INDEXED, _CHECKED)), (_MANY, (_INDEXED, _CHECKED))):
+        for entries, ways, count in ((args.entries, tuple(_WAYS), args.image_runs), (_MANY, (_INDEXED, _CHECKED), 1)):
             layer = Path(directory) / f"{entries}.tar"
             progress(f"a layer of {entries} entries")
             with layer.open("wb") as file:
                 file.writelines(members(entries))
             runs = alternate(
-                f"{entries} entries", args.image_runs, {way: partial(_run, way, layer, Path(directory)) for way in ways}
+                f"{entries} entries", count, {way: partial(_run, way, layer, Path(directory)) for way in ways}
             )
             layer.unlink()
             for way, found in runs.items():
@@ -65,7 +65,7 @@ def members(entries: int) -> Iterator[bytes]:
 def _run(way: str, layer: Path, directory: Path) -> tuple[Sample, float]:
     """Return the time of one run in a process of its own, and its peak memory in megabytes."""
     place = directory / "place"
-    command = [sys.executable, "-m", "tests.bench.erofs", way, layer, place]
+    command = [sys.executable, "-m", "tests.bench.erofs", way, str(layer), str(place)]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[2])
     finally:

@@ -139,6 +139,15 @@ def test_directories_of_every_size_about_a_block(tmp_path):
     assert assert_equal(tmp_path, members) is None
 
 
+def test_directories_as_deep_as_they_may_be(tmp_path):
+    deepest = b"d/" * 512
+    members = [
+        tars.pax({b"path": deepest}) + tars.directory(b"d"),
+        tars.pax({b"path": deepest + b"f"}) + tars.file(b"f"),
+    ]
+    assert assert_equal(tmp_path, members, members) is None
+
+
 def sparse(name: bytes, size: int, segments: Sequence[tuple[int, bytes]]) -> bytes:
     numbers = b",".join(b"%d,%d" % (offset, len(data)) for offset, data in segments)
     records = {b"GNU.sparse.size": b"%d" % size, b"GNU.sparse.map": numbers, b"GNU.sparse.name": name}
@@ -180,6 +189,16 @@ def test_the_same_layer_gives_the_same_bytes(tmp_path):
         with Indexed(tmp_path / name) as indexed:
             images.append(indexed.add(archive).read_bytes())
     assert images[0] == images[1]
+
+
+def test_a_copy_of_a_file_below_has_its_holes(tmp_path):
+    with Indexed(tmp_path) as indexed:
+        indexed.add(tars.tar(sparse(b"holes", 1 << 30, [(1 << 29, b"island")])))
+        image = indexed.add(tars.tar(tars.hard_link(b"h", b"holes")))
+        assert image.stat().st_blocks * 512 < 2 << 20
+        with (indexed.view() / "h").open("rb") as file:
+            file.seek((1 << 29) - 1)
+            assert file.read(8) == b"\0island\0"
 
 
 # -- layers over each other

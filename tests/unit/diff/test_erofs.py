@@ -1,10 +1,13 @@
 import io
 import os
 import stat
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -131,6 +134,30 @@ def test_attributes_too_large_for_an_inode_are_for_extraction(image, many):
     with pytest.raises(MustExtract, match="attribute") as refused:
         erofs.write(io.BytesIO(archive), image)
     assert erofs_reader.Tar(image, refused.value.tar_size).read(len(archive) + 1) == archive
+
+
+_IN_LITTLE_MEMORY = """
+import gc, os, resource
+from runtimed.diff import erofs
+from tests.bench.erofs import members
+
+class Stream:
+    parts = members(200_000)
+    def read(self, size):
+        return next(self.parts, b"")
+
+gc.disable()
+resource.setrlimit(resource.RLIMIT_DATA, (160 << 20, 160 << 20))
+print(erofs.write(Stream(), os.memfd_create("image")).entries)
+"""
+
+
+@pytest.mark.slow
+def test_a_layer_of_many_entries_takes_little_memory():
+    """A fifth of a million in a sixth of what a worker is allowed; the image itself is not counted."""
+    command = [sys.executable, "-c", _IN_LITTLE_MEMORY]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("200000\n", "")
 
 
 # -- what lies below

@@ -85,11 +85,12 @@ class LayerTree:
         self.whiteout = inodes.add(fmt.CHARACTER_DEVICE, stat.S_IFCHR, 0, 0, 0, 0, 0)
         self.linked: set[int] = set()  # slots that more than one name may have
         found = lower and lower.find(b"")
-        self.root = self._copy_up_directory(b"", None, found) if found else self._make_directory(b"", None)
+        self.root = self._copy_up_directory(b"", None, found) if found else Directory(b"", None, self._make_inode())
         self._is_root_hidden = False
         self._copied: set[tuple[Directory, bytes]] = set()  # names that were copied up for a link, and not brought
         # By path as asked for, to save the walk. Whenever a link or directory goes, all is forgotten.
         self._cache: dict[bytes, Directory] = {b"": self.root}
+        self._followed: set[tuple[Directory, bytes]] = set()  # links below that some of these ways lead through
 
     def directory(self, path: bytes, *, create: bool = True) -> Directory:
         """Return the directory at the clean *path*, following links; what is below is copied up.
@@ -109,8 +110,6 @@ class LayerTree:
                 return None
 
             found = passed[len(walk(path, step))]
-            if len(found.path) >= _PATH_MAX:
-                raise os_error(errno.ENAMETOOLONG)
             self._cache[path] = found
         return found
 
@@ -118,9 +117,7 @@ class LayerTree:
         """Give *name* the inode in *slot*, in the place of what there was."""
         if len(name) > _NAME_MAX:
             raise os_error(errno.ENAMETOOLONG)
-        old = directory.children.get(name)
-        if old is not None:
-            self._forget(old)
+        self._leave(directory, name)
         directory.children[name] = slot
         self._bring(directory, name)
 
@@ -128,26 +125,9 @@ class LayerTree:
         """Make *name* a directory with the inode in *slot*, or give it to the directory that there is."""
         if len(name) > _NAME_MAX:
             raise os_error(errno.ENAMETOOLONG)
-        old = directory.children.get(name)
-        if isinstance(old, Directory):
-            made = old
-        else:
-            path = _join(directory.path, name)
-            check_depth(path.count(b"/") + 1)
-            if len(path) >= _PATH_MAX:
-                raise os_error(errno.ENAMETOOLONG)
-            found = self._find(directory, name)
-            if found and not found.is_directory:
-                found = None
-            if old is not None:
-                self._forget(old)
-                made = Directory(path, directory, slot)
-                made.is_opaque = found is not None
-            elif found:
-                made = self._copy_up_directory(path, directory, found)
-            else:
-                made = Directory(path, directory, slot)
-            directory.children[name] = made
+        made = directory.children.get(name)
+        if not isinstance(made, Directory):
+            made = self._make_child(directory, name, self._find(directory, name), slot)
         xattrs = self._inodes.xattrs
         if before := xattrs.get(made.inode):
             xattrs[slot] = before | xattrs.get(slot, {})
@@ -160,12 +140,10 @@ class LayerTree:
         if len(name) > _NAME_MAX:
             raise os_error(errno.ENAMETOOLONG)
         slot = self._target(link, subject)
-        old = directory.children.get(name)
-        if old is None:
-            directory.children[name] = slot
-        elif old != slot:
-            self._remove(directory, name)  # which may take the target with it
-            slot = self._target(link, subject)
+        if directory.children.get(name) != slot:
+            if name in directory.children or self._find(directory, name):
+                self._remove(directory, name)  # which may take the target with it
+                slot = self._target(link, subject)
             directory.children[name] = slot
         self.linked.add(slot)
         self._bring(directory, name)
@@ -212,15 +190,30 @@ class LayerTree:
         found = self._find(parent, name)
         if found and node is None:
             if stat.S_ISLNK(found.status.st_mode):
+                self._followed.add((parent, name))
                 return found.link
             if not found.is_directory:
                 raise os_error(errno.ENOTDIR)
-            made = self._copy_up_directory(_join(parent.path, name), parent, found)
-        elif create:
-            made = self._make_directory(_join(parent.path, name), parent)
-            made.is_opaque = found is not None and found.is_directory
-        else:
+        elif not create:
             raise os_error(errno.ENOENT)
+        return self._make_child(parent, name, found)
+
+    def _make_child(self, parent: Directory, name: bytes, found: Found | None, slot: int | None = None) -> Directory:
+        """Return the new directory *name* in *parent*, merged with what was *found* below unless the layer hid that.
+
+        Its inode, where it is not a copy, is the one in *slot*.
+        """
+        path = _join(parent.path, name)
+        check_depth(path.count(b"/") + 1)
+        if len(path) >= _PATH_MAX:
+            raise os_error(errno.ENAMETOOLONG)
+        is_below = found is not None and found.is_directory
+        if found and is_below and name not in parent.children:
+            made = self._copy_up_directory(path, parent, found)
+        else:
+            made = Directory(path, parent, self._make_inode() if slot is None else slot)
+            made.is_opaque = is_below
+        self._leave(parent, name)
         parent.children[name] = made
         return made
 
@@ -245,9 +238,8 @@ class LayerTree:
 
     def _remove(self, directory: Directory, name: bytes) -> None:
         """Remove *name*, which may lie below only, or nowhere."""
-        old = directory.children.pop(name, None)
-        if old is not None:
-            self._forget(old)
+        self._leave(directory, name)
+        directory.children.pop(name, None)
         self._copied.discard((directory, name))
         if self._find(directory, name):
             directory.children[name] = self.whiteout
@@ -277,8 +269,14 @@ class LayerTree:
         assert self._lower is not None
         return self._lower.find(_join(directory.path, name))
 
-    def _forget(self, node: "int | Directory") -> None:
-        if isinstance(node, Directory) or self._inodes.types[node] == fmt.SYMLINK:
+    def _leave(self, directory: Directory, name: bytes) -> None:
+        """Forget the ways that lead through *name*, which is about to be something else."""
+        old = directory.children.get(name)
+        if old is None:
+            is_passed = bool(self._followed) and (directory, name) in self._followed
+        else:
+            is_passed = isinstance(old, Directory) or self._inodes.types[old] == fmt.SYMLINK
+        if is_passed:
             self._cache = {b"": self.root}
 
     def _is_brought(self, directory: Directory, name: bytes, child: int | Directory) -> bool:
@@ -292,8 +290,8 @@ class LayerTree:
             directory.is_brought = True
             directory = directory.parent
 
-    def _make_directory(self, path: bytes, parent: Directory | None) -> Directory:
-        return Directory(path, parent, self._inodes.add(fmt.DIRECTORY, stat.S_IFDIR | 0o755, 0, 0, 0, 0, 0))
+    def _make_inode(self) -> int:
+        return self._inodes.add(fmt.DIRECTORY, stat.S_IFDIR | 0o755, 0, 0, 0, 0, 0)
 
     def _copy_up_directory(self, path: bytes, parent: Directory | None, found: Found) -> Directory:
         directory = Directory(path, parent, self._copy_up(path, found))

@@ -16,14 +16,19 @@ from hypothesis import strategies as st
 
 from runtimed.diff import erofs_reader
 from runtimed.diff.erofs import MustExtract
+from runtimed.diff.erofs_lower import LowerTree
 from runtimed.errors import InvalidArgument, RuntimedError
+from runtimed.mounts import Mount, mounted_temporarily
 from tests.images import tars
 from tests.images.compare import differences
-from tests.images.stacks import Extracted, Indexed
+from tests.images.stacks import Extracted, Indexed, write
 
 pytestmark = pytest.mark.root
 
 Layer = Sequence[bytes]
+
+
+ACL = bytes.fromhex("0200000001000600ffffffff02000400e803000004000400ffffffff10000400ffffffff20000400ffffffff")
 
 
 class Both:
@@ -177,8 +182,7 @@ def test_a_file_larger_than_an_image_can_hold_is_for_extraction_to_judge(tmp_pat
 
 
 def test_an_acl_is_for_extraction(tmp_path):
-    acl = bytes.fromhex("0200000001000600ffffffff02000400e803000004000400ffffffff10000400ffffffff20000400ffffffff")
-    layer = [tars.pax({b"SCHILY.xattr.system.posix_acl_access": acl}) + tars.file(b"f", mode=0o644)]
+    layer = [tars.pax({b"SCHILY.xattr.system.posix_acl_access": ACL}) + tars.file(b"f", mode=0o644)]
     assert isinstance(assert_equal(tmp_path, layer), MustExtract)
 
 
@@ -210,6 +214,7 @@ LOWER = [
     tars.directory(b"d/sub"),
     tars.file(b"d/sub/old"),
     tars.symlink(b"to-d", b"/d", mtime=4),
+    tars.symlink(b"to-f", b"./d/sub"),
     tars.symlink(b"loop", b"loop"),
     tars.file(b"f", b"below", mtime=6),
     tars.hard_link(b"f2", b"f"),
@@ -253,6 +258,19 @@ UPPER: dict[str, Layer] = {
     "a hard link to a directory below": [tars.hard_link(b"h", b"d/sub")],
     "a hard link to what is hidden": [tars.file(b".wh.f"), tars.hard_link(b"h", b"f")],
     "a hard link to nowhere": [tars.hard_link(b"h", b"d/no")],
+    "a hard link in the place of a link below to its target": [tars.hard_link(b"to-d", b"to-d/old")],
+    "a link below that was followed and is replaced": [
+        *(tars.file(b"to-d/new"), tars.directory(b"to-d"), tars.file(b"to-d/x")),
+        *(tars.file(b"to-f/new"), tars.file(b".wh.to-f"), tars.file(b"to-f/x")),
+    ],
+    "a link below that was followed and is a file now": [
+        tars.file(b"to-d/new"),
+        tars.file(b"to-d"),
+        tars.file(b"to-d/x"),
+    ],
+    "a link below that was followed and is a hard link now": [
+        *(tars.file(b"to-d/new"), tars.hard_link(b"to-d", b"f"), tars.file(b"to-d/x"))
+    ],
     "a file below is no parent": [tars.file(b"f/x")],
     "a link below leads in circles": [tars.file(b"loop/x")],
 }
@@ -277,6 +295,21 @@ def test_the_lowest_layer_hides_nothing(tmp_path):
         indexed.add(tars.tar(tars.file(b".wh.a"), tars.directory(b"d"), tars.opaque(b"d"), tars.file(b"d/.wh.b")))
         assert [path.name for path in indexed.view().rglob("*")] == ["d"]
         assert os.listxattr(indexed.view() / "d") == []
+
+
+def test_a_copy_of_a_directory_below_has_its_acl(tmp_path):
+    """Whose layer was extracted; the index of one above it has it all the same."""
+    below = tmp_path / "below"
+    (below / "d").mkdir(parents=True)
+    for kind in ("access", "default"):
+        os.setxattr(below / "d", f"system.posix_acl_{kind}", ACL)
+    with LowerTree(below) as lower:
+        write(tars.tar(tars.file(b"d/new")), tmp_path / "image", lower)
+    with mounted_temporarily([Mount("erofs", str(tmp_path / "image"), options=("ro",))]) as root:
+        found, there = (root / "d"), (below / "d")
+        assert found.stat().st_mode == there.stat().st_mode
+        for kind in ("access", "default"):
+            assert os.getxattr(found, f"system.posix_acl_{kind}") == ACL
 
 
 def test_whiteouts_and_marks_are_those_of_overlayfs(tmp_path):
@@ -367,9 +400,10 @@ def test_what_extraction_keeps_inside_an_index_does_too(tmp_path, layer):
 # -- layers of nobody's making
 
 
-component = st.sampled_from([b"a", b"b", b"c", b"d"])
+component = st.sampled_from([b"a", b"b", b"c"])
 odd = st.sampled_from([b".", b"..", b"", b".wh.a", b".wh.b", b".wh..wh.plnk", b"n" * 256])
 path = st.one_of(
+    st.lists(component, min_size=1, max_size=2),
     st.lists(component, min_size=1, max_size=3),
     st.lists(st.one_of(component, component, odd), min_size=1, max_size=4),
 ).map(b"/".join)
@@ -397,7 +431,7 @@ member = st.one_of(
     st.tuples(st.just("directory"), path, fields, st.just(b""), xattrs),
     st.tuples(st.just("symlink"), path, fields, target),
     st.tuples(st.just("hard link"), path, fields, target),
-    st.tuples(st.sampled_from(["whiteout", "opaque", "fifo", "device"]), path, fields),
+    st.tuples(st.sampled_from(["whiteout", "opaque", "fifo", "device", "sparse"]), path, fields),
 )
 
 
@@ -420,6 +454,8 @@ def made(
             return tars.pax({b"path": directory + slash + b".wh." + last}) + tars.file(b"w", **fields)
         case "opaque":
             return tars.pax({b"path": name + b"/.wh..wh..opq"}) + tars.file(b"w", **fields)
+        case "sparse":
+            return sparse(name, 3000, [(5, b"island" * 100), (2999, b"!")])
         case "device":
             return tars.pax({b"path": name}) + tars.header(b"d", kind=b"4", device=(7, 300), **fields)
         case _:

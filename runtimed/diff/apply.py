@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtimed.diff.changeset import check_device, clean, kept_xattrs, placed, refused
+from runtimed.diff.changeset import check_device, clean, join, kept_xattrs, placed, refused
 from runtimed.diff.compression import Readable
 from runtimed.diff.tar import Entry, Kind, TarReader
 from runtimed.diff.tree import Directory, Tree
@@ -147,7 +147,7 @@ class _Applier:
         try:
             return os.open(name, flags, 0o600, dir_fd=directory.fd)
         except FileExistsError:
-            self._tree.remove(directory, name)
+            self._remove(directory, name)
             return os.open(name, flags, 0o600, dir_fd=directory.fd)
 
     def _make_directory(self, directory: Directory, name: bytes, entry: Entry) -> None:
@@ -155,7 +155,7 @@ class _Applier:
             os.mkdir(name, 0o700, dir_fd=directory.fd)
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(name, dir_fd=directory.fd).st_mode):
-                self._tree.remove(directory, name)
+                self._remove(directory, name)
                 os.mkdir(name, 0o700, dir_fd=directory.fd)
         made = self._tree.child(directory, name)
         os.fchown(made.fd, entry.uid, entry.gid)
@@ -168,7 +168,7 @@ class _Applier:
         try:
             os.symlink(entry.link, name, dir_fd=directory.fd)
         except FileExistsError:
-            self._tree.remove(directory, name)
+            self._remove(directory, name)
             os.symlink(entry.link, name, dir_fd=directory.fd)
         os.chown(name, entry.uid, entry.gid, dir_fd=directory.fd, follow_symlinks=False)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=directory.fd, follow_symlinks=False)
@@ -185,7 +185,7 @@ class _Applier:
         except FileExistsError:
             if os.path.samestat(there, os.lstat(name, dir_fd=directory.fd)):
                 return
-            self._tree.remove(directory, name)  # which may take the target with it
+            self._remove(directory, name)  # which may take the target with it
             source = self._tree.directory(parent, create=False)
             os.link(target, name, src_dir_fd=source.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
 
@@ -196,7 +196,7 @@ class _Applier:
         try:
             os.mknod(name, kind | 0o600, device, dir_fd=directory.fd)
         except FileExistsError:
-            self._tree.remove(directory, name)
+            self._remove(directory, name)
             os.mknod(name, kind | 0o600, device, dir_fd=directory.fd)
         # Not opened for real, that could block or act on the device; through /proc the rest cannot meet another inode.
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
@@ -222,6 +222,15 @@ class _Applier:
         elif (below := self._tree.find_child(directory, hidden.name)) is not None:
             # This layer's directory took the place of the hidden one, whose contents must not show through.
             self._tree.prune(below, self._put)
+
+    def _remove(self, directory: Directory, name: bytes) -> None:
+        """Remove what the layer brings something else for, and forget what it brought below that."""
+        self._tree.remove(directory, name)
+        pending = [join(directory.path, name)]
+        while pending:
+            path = pending.pop()
+            self._mtimes.pop(path, None)
+            pending += [join(path, child) for child in self._put.pop(path, ())]
 
     def _remember(self, parent: bytes, name: bytes) -> None:
         while parent not in self._put:

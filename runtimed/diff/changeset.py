@@ -103,6 +103,11 @@ def _refuse_below_whiteout(directory: bytes) -> None:
             raise InvalidArgument(f"layer entry in {directory!r}: a whiteout is not a directory")
 
 
+def join(directory: bytes, name: bytes) -> bytes:
+    """Return the path of *name* in *directory*; ``b""`` is the root."""
+    return directory + b"/" + name if directory else name
+
+
 def walk(path: bytes, step: Callable[[list[bytes], bytes], bytes | None]) -> list[bytes]:
     """Return the components of *path* without links, going from one to the next inside the tree.
 

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 
 from runtimed.diff import erofs_format as fmt
-from runtimed.diff.changeset import check_depth, clean, is_kept, os_error, walk
+from runtimed.diff.changeset import check_depth, clean, is_kept, join, os_error, walk
 from runtimed.diff.erofs_lower import Found, Lower
 from runtimed.errors import InvalidArgument
 from runtimed.oci.whiteout import Whiteout
@@ -203,7 +203,7 @@ class LayerTree:
 
         Its inode, where it is not a copy, is the one in *slot*.
         """
-        path = _join(parent.path, name)
+        path = join(parent.path, name)
         check_depth(path.count(b"/") + 1)
         if len(path) >= _PATH_MAX:
             raise os_error(errno.ENAMETOOLONG)
@@ -227,7 +227,7 @@ class LayerTree:
             if found is None:
                 raise os_error(errno.ENAMETOOLONG if len(name) > _NAME_MAX else errno.ENOENT)
             if not found.is_directory:
-                slot = directory.children[name] = self._copy_up(_join(directory.path, name), found)
+                slot = directory.children[name] = self._copy_up(join(directory.path, name), found)
                 self._copied.add((directory, name))
                 return slot
         elif isinstance(node, int):
@@ -267,7 +267,7 @@ class LayerTree:
         if not directory.is_merged or len(name) > _NAME_MAX:
             return None
         assert self._lower is not None
-        return self._lower.find(_join(directory.path, name))
+        return self._lower.find(join(directory.path, name))
 
     def _leave(self, directory: Directory, name: bytes) -> None:
         """Forget the ways that lead through *name*, which is about to be something else."""
@@ -316,7 +316,3 @@ class LayerTree:
         elif xattrs := {key: value for key, value in found.xattrs.items() if is_kept(key)}:
             self._inodes.xattrs[slot] = xattrs
         return slot
-
-
-def _join(directory: bytes, name: bytes) -> bytes:
-    return directory + b"/" + name if directory else name

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from runtimed.diff.changeset import check_depth, walk
+from runtimed.diff.changeset import check_depth, join, walk
 from runtimed.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 
 _RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
@@ -77,7 +77,7 @@ class Tree:
 
     def child(self, directory: Directory, name: bytes) -> Directory:
         """Return the directory *name*, not a link to one, in *directory*."""
-        path = _join(directory.path, name)
+        path = join(directory.path, name)
         found = self._open.get(path)
         if found is not None and found.path == path:
             self._open.move_to_end(path)
@@ -124,7 +124,7 @@ class Tree:
             if fd is None:
                 continue
             try:
-                pending += [_join(path, name) for name in self._prune_one(fd, keep.get(path, set()))]
+                pending += [join(path, name) for name in self._prune_one(fd, keep.get(path, set()))]
             finally:
                 os.close(fd)
 
@@ -224,7 +224,3 @@ def _listed(fd: int) -> list[tuple[bytes, bool]]:
     """Return the names in the directory *fd*, and whether each is a directory itself."""
     with os.scandir(fd) as entries:
         return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
-
-
-def _join(directory: bytes, name: bytes) -> bytes:
-    return directory + b"/" + name if directory else name

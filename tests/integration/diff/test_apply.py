@@ -231,6 +231,12 @@ def test_a_replaced_directory_is_not_written_into_any_more(root):
     assert listing(root) == ["x", "x/d", "x/d/again"]
 
 
+def test_a_directory_that_went_with_its_parent_leaves_no_time_behind(root):
+    before = tars.directory(b"a/b", mtime=11)
+    apply_members(root, before, tars.file(b"a"), tars.directory(b"a"), tars.file(b"a/b/f"))
+    assert (root / "a/b").stat().st_mtime > 11
+
+
 def test_a_replaced_link_leads_to_its_new_target(root):
     apply_members(
         root,

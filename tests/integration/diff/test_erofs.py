@@ -1,5 +1,6 @@
 """A layer as an EROFS file against the same layer extracted: the trees are equal, or both ways refuse alike."""
 
+import io
 import os
 import re
 import stat
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtimed.diff import erofs_reader
+from runtimed.diff import erofs, erofs_reader
 from runtimed.diff.erofs import MustExtract
 from runtimed.diff.erofs_lower import LowerTree
 from runtimed.errors import InvalidArgument, RuntimedError
@@ -203,6 +204,32 @@ def test_a_copy_of_a_file_below_has_its_holes(tmp_path):
         with (indexed.view() / "h").open("rb") as file:
             file.seek((1 << 29) - 1)
             assert file.read(8) == b"\0island\0"
+
+
+def test_what_was_not_finished_does_not_mount(tmp_path):
+    fd = os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT)
+    try:
+        erofs.receive(io.BytesIO(tars.tar(*EVERYTHING)), fd)
+    finally:
+        os.close(fd)
+    with (
+        pytest.raises(InvalidArgument, match="mount erofs"),
+        mounted_temporarily([Mount("erofs", str(tmp_path / "image"), options=("ro",))]),
+    ):
+        pass
+
+
+def test_a_damaged_superblock_does_not_mount(tmp_path):
+    image = tmp_path / "image"
+    write(tars.tar(*EVERYTHING), image)
+    with image.open("r+b") as file:
+        file.seek(1024 + 36)
+        file.write(b"\xff")
+    with (
+        pytest.raises(RuntimedError, match="mount erofs"),
+        mounted_temporarily([Mount("erofs", str(image), options=("ro",))]),
+    ):
+        pass
 
 
 # -- layers over each other

@@ -31,7 +31,7 @@ from runtimed.linux.mount import (
     open_tree,
     umount2,
 )
-from runtimed.linux.overlayfs import mount_deep
+from runtimed.linux.overlayfs import mount_deep, split_lowerdir
 
 # How often, and how far apart, an unmount that finds the mount busy is tried again before it is detached.
 _BUSY_TRIES = 20
@@ -230,6 +230,18 @@ def mounts_of(path: Path) -> list[Path]:
         if (found.device == under.device and found.root.is_relative_to(within))
         or (found.upperdir is not None and found.upperdir.is_relative_to(where))
     ]
+
+
+def lowerdirs() -> set[Path]:
+    """Return the lower directories of all overlays that this process sees; as they were named, which may be short."""
+    found = set()
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        for option in line.rpartition(b" ")[2].split(b","):
+            key, _, value = option.partition(b"=")
+            if key in {b"lowerdir", b"lowerdir+"}:
+                with suppress(OSError):  # of somebody else, with layers that have data only
+                    found |= {Path(lower) for lower in split_lowerdir(str(_unescaped(value)))}
+    return found
 
 
 @dataclass(frozen=True, slots=True)

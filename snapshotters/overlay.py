@@ -5,8 +5,10 @@ On disk, below the snapshotter's root (`runtimed/snapshots/directories.py` has t
     records.db            keys, parents, kinds
     snapshots/<id>/fs     this snapshot's changes: upperdir while active, a lowerdir of its children once committed
     snapshots/<id>/work   workdir; active snapshots only
+    layers/<id>           where a layer that is an EROFS file is mounted (`runtimed/snapshots/layers.py` has the file)
 
-Clients mount what they are given, with lowerdir in one page of options: ids are small numbers for that reason.
+A committed snapshot is a directory, an EROFS file, or a directory over a file, and a chain may mix them. Clients mount
+what they are given, with lowerdir in one page of options: ids are small numbers for that reason.
 
 Options of overlayfs (kernel: overlayfs.rst) that are set, where the host's default for them differs:
 
@@ -15,30 +17,38 @@ Options of overlayfs (kernel: overlayfs.rst) that are set, where the host's defa
 * ``metacopy=off``, ``redirect_dir=off``: a layer must be whole in itself, with the data of its files, and without
   directories that are a reference to another layer, for whoever compares or copies it.
 
-``xino`` is left alone: all layers are directories of one file system, so st_dev and st_ino are stable without it.
+* ``xino=on`` where a layer is a file, which is a file system of its own: without it st_dev would differ between files,
+  and what compares it (``du -x``) would leave some out. Directories of one file system need nothing.
 """
 
 import errno
-import os
-import stat
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from runtimed.errors import InvalidArgument, RuntimedError, os_errors
+from runtimed.labels import SNAPSHOT_REF
 from runtimed.linux.syncfs import syncfs
 from runtimed.mounts import Mount, mounted
 from runtimed.snapshots.directories import Directories
+from runtimed.snapshots.layers import Layers, check_supported, is_empty, look_like
 from runtimed.snapshots.records import Records, Snapshot
 from runtimed.snapshots.snapshotter import Info, Kind, Mounts, NotSupported, Usage
 from runtimed.snapshots.trees import disk_usage, opened
+
+log = logging.getLogger(__name__)
+
+# How clients of containerd name a snapshot that they make for unpacking, if they do not label it.
+_UNPACK_KEY = re.compile(r"(^|/)extract-\S+ sha256:[0-9a-f]{64}$")
 
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 
 
 class OverlaySnapshotter:
-    """One directory per snapshot, stacked by the kernel."""
+    """A directory or an EROFS file per snapshot, stacked by the kernel."""
 
     capabilities: ClassVar[tuple[str, ...]] = ()
 
@@ -47,12 +57,16 @@ class OverlaySnapshotter:
         """The ``[snapshotters.overlayfs]`` table."""
 
         mount_options: tuple[str, ...] = ()  # added to every overlay mount
+        # A layer that is unpacked becomes one EROFS file, or is extracted to a directory; "auto" is "erofs" where the
+        # kernel can mount such a file. What there is already is used either way.
+        layers: Literal["auto", "erofs", "directories"] = "directories"
 
     def __init__(self, root: Path, config: Config) -> None:
         """Open the snapshotter on *root*.
 
         Raises:
-            NotSupported: overlayfs does not work on *root*'s file system, or not for this user.
+            NotSupported: overlayfs does not work on *root*'s file system, or not for this user; or layers are to be
+                EROFS files, which does not work there.
             InvalidArgument: *root* cannot be written in overlay options.
         """
         root = root.resolve()
@@ -64,8 +78,13 @@ class OverlaySnapshotter:
             self._records = Records(root)
             try:
                 self._dirs = Directories(root, self._records)
+                self._layers = Layers(root, self._dirs)
                 with self._dirs.scratch() as probe:
                     _check_supported(root, probe)
+                self._takes_files = self._try_files(config)
+                for id in self._records.ids(Kind.ACTIVE):
+                    self._layers.roll_back(id, self._upper(id))
+                self._layers.show_all(self._records.needed())
                 # After the first mount, which loads the kernel's module if need be.
                 self._options = (*_needed_options(), *config.mount_options)
             except BaseException:
@@ -82,20 +101,30 @@ class OverlaySnapshotter:
         return self._mounts(self._records.mountable(key))
 
     def commit(self, name: str, key: str, labels: Mapping[str, str]) -> None:
-        snapshot = self._records.committable(name, key)
+        id = self._records.committable(name, key).id
+        upper = self._upper(id)
         with os_errors(f"snapshot {key!r}"):
-            with opened(self._root) as fd:
-                syncfs(fd)
-            usage = disk_usage(self._upper(snapshot.id))
-            with self._records.writing():
-                self._records.commit(name, key, labels, usage)
-        self._dirs.discard(self._work(snapshot.id))
+            is_layer = self._layers.is_all_of(id, upper)
+            if not is_layer:  # which is on disk
+                with opened(self._root) as fd:
+                    syncfs(fd)
+            usage = self._layers.usage(id) if is_layer else self._usage(id)
+            with self._records.locked():
+                try:
+                    with self._records.writing():
+                        self._records.commit(name, key, labels, usage)
+                        self._layers.commit(id, upper, is_all=is_layer)
+                except BaseException:
+                    self._layers.roll_back(id, upper)
+                    raise
+        self._dirs.discard(self._work(id))
 
     def remove(self, key: str) -> None:
         self._dirs.refuse_mounted(self._records.get(key).id, key)
         with self._records.writing():
             id = self._records.remove(key)
         # After the transaction: a key that is gone must not come back because its directory was slow or failed to go.
+        self._layers.hide(id)
         self._dirs.discard(self._dirs.path(id))
 
     def stat(self, key: str) -> Info:
@@ -109,23 +138,42 @@ class OverlaySnapshotter:
         if recorded is not None:
             return recorded
         with os_errors(f"snapshot {key!r}"):
-            return disk_usage(self._upper(self._records.get(key).id))
+            return self._usage(self._records.get(key).id)
 
     def cleanup(self) -> None:
         with os_errors("snapshot directories"):
+            with self._records.locked():
+                self._layers.hide_all(but=self._records.needed())
             self._dirs.cleanup()
 
     def close(self) -> None:
+        """Let go of everything; a layer stays mounted if a container runs on it, so that the next start shares it."""
+        with self._records.locked():
+            self._layers.hide_all(but=self._layers.in_use())
         self._records.close()
 
     def list(self) -> Iterator[Info]:
         return self._records.list()
 
+    def layer_target(self, mounts: Sequence[Mount]) -> Path | None:
+        id = self._id_of(mounts)
+        with self._records.locked():
+            info = self._records.active(id) if id and self._takes_files else None
+            if info is None or not (SNAPSHOT_REF in info.labels or _UNPACK_KEY.search(info.name)):
+                return None
+            with os_errors(f"snapshot {info.name!r}"):
+                unpacked = self._layers.unpacked(id)
+                return unpacked if is_empty(self._upper(id)) and not unpacked.exists() else None
+
+    @property
+    def layer_directory(self) -> Path | None:
+        return self._dirs.new if self._takes_files else None
+
     def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Snapshot:
         # The directory gets its place last, so that whatever is in `snapshots` is either whole or unknown.
         with os_errors(f"snapshot {key!r}"), self._dirs.making() as fresh:
             upper = fresh.path / "fs"
-            upper.mkdir(mode=0o755)
+            upper.mkdir()
             upper.chmod(0o755)  # whatever the umask
             if kind is Kind.ACTIVE:
                 (fresh.path / "work").mkdir(mode=0o711)
@@ -133,14 +181,14 @@ class OverlaySnapshotter:
                 snapshot = self._records.create(kind, key, parent, labels)
                 if snapshot.parent_ids:
                     # The root of the merged tree is the upperdir's; the others' do not show.
-                    found = self._lower(snapshot.parent_ids[0]).stat()
-                    os.chown(upper, found.st_uid, found.st_gid)
-                    upper.chmod(stat.S_IMODE(found.st_mode))
+                    look_like(upper, self._lowers(snapshot.parent_ids)[0].stat())
                 self._dirs.place(fresh, snapshot.id)
         return snapshot
 
     def _mounts(self, snapshot: Snapshot) -> Mounts:
-        lower = [str(self._lower(id)) for id in snapshot.parent_ids]
+        with self._records.locked(), os_errors("layers"):
+            own = self._layers.show_unpacked(snapshot.id) if snapshot.kind is Kind.ACTIVE else None
+            lower = [*([own] if own else []), *self._lowers(snapshot.parent_ids)]
         upper = str(self._upper(snapshot.id))
         match snapshot.kind, lower:
             case Kind.ACTIVE, []:
@@ -148,16 +196,58 @@ class OverlaySnapshotter:
             case Kind.VIEW, []:
                 return [_bind(upper, "ro")]
             case Kind.VIEW, [only]:  # overlayfs needs an upperdir or two lowerdirs
-                return [_bind(only, "ro")]
+                return [_bind(str(only), "ro")]
         options = [*self._options]
+        if any(self._layers.holds(path) for path in lower):
+            options.insert(0, "xino=on")
         if snapshot.kind is Kind.ACTIVE:
             options += [f"workdir={self._work(snapshot.id)}", f"upperdir={upper}"]
-        options.append(f"lowerdir={':'.join(lower)}")
+        options.append(f"lowerdir={':'.join(map(str, lower))}")
         return [Mount("overlay", "overlay", options=tuple(options))]
 
-    def _lower(self, id: str) -> Path:
-        """Return the directory that shows the committed layer *id*. Every use of a layer comes through here."""
-        return self._dirs.path(id) / "fs"
+    def _lowers(self, ids: Iterable[str]) -> tuple[Path, ...]:
+        """Return the directories that show the committed layers *ids*; those that are files are mounted."""
+        lowers = []
+        for id in ids:
+            layer, directory = self._layers.show(id), self._upper(id)
+            if layer is None:
+                lowers.append(directory)
+            else:
+                lowers += [directory, layer] if directory.exists() else [layer]
+        return tuple(lowers)
+
+    def _usage(self, id: str) -> Usage:
+        """Measure an active snapshot."""
+        changes, layer = disk_usage(self._upper(id)), self._layers.usage(id)
+        return Usage(changes.size + layer.size, changes.inodes + layer.inodes)
+
+    def _try_files(self, config: Config) -> bool:
+        if config.layers == "directories":
+            return False
+        try:
+            with self._dirs.scratch() as probe:
+                check_supported(probe)
+        except (OSError, RuntimedError) as exc:
+            if config.layers == "erofs":
+                raise NotSupported(
+                    f'layers = "erofs": the kernel mounts no EROFS file on {str(self._root)!r} ({exc}): it takes Linux'
+                    ' 6.12, and a disk file system; or set layers = "directories"'
+                ) from exc
+            log.info("layers are extracted", extra={"snapshotter": "overlayfs", "reason": str(exc)})
+            return False
+        return True
+
+    def _id_of(self, mounts: Sequence[Mount]) -> str:
+        """Return the id of the active snapshot whose mounts these may be, "" for others."""
+        match mounts:
+            case [Mount(type="bind", source=upper, target="")]:
+                pass
+            case [Mount(type="overlay", target="", options=options)]:
+                upper = next((option[9:] for option in options if option.startswith("upperdir=")), "")
+            case _:
+                return ""
+        id = Path(upper).parent.name
+        return id if upper and Path(upper) == self._upper(id) else ""
 
     def _upper(self, id: str) -> Path:
         return self._dirs.path(id) / "fs"

@@ -38,11 +38,11 @@ class Directories:
         """Make what is missing below *root* and put aside what a crash has left. Raises OSError."""
         self._records = records
         self._snapshots = root / "snapshots"
-        self._new = root / "new"
+        self.new = root / "new"  # on the disk where the snapshots are
         self._trash = root / "trash"
-        for directory in (root, self._snapshots, self._new, self._trash):
+        for directory in (root, self._snapshots, self.new, self._trash):
             directory.mkdir(mode=0o700, exist_ok=True)
-        for left in self._new.iterdir():
+        for left in self.new.iterdir():
             self._put_aside(left)
         self._put_unknown_aside()
 
@@ -53,7 +53,7 @@ class Directories:
     @contextmanager
     def making(self) -> Iterator[Fresh]:
         """Hold a new directory; :meth:`place` makes it a snapshot's. If the block raises, it goes."""
-        fresh = Fresh(self._new / secrets.token_hex(8))
+        fresh = Fresh(self.new / secrets.token_hex(8))
         fresh.path.mkdir(mode=0o700)
         try:
             yield fresh

@@ -94,6 +94,12 @@ class Records:
                 if self._conn.in_transaction:
                     self._conn.execute("ROLLBACK")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other threads away from the records, and from what goes by them."""
+        with self._lock:
+            yield
+
     def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Snapshot:
         """Add an active snapshot or view; with :meth:`writing` open. Raises as Snapshotter.prepare."""
         parent_id = self.creatable(key, parent)
@@ -198,10 +204,29 @@ class Records:
             kind, size, inodes = self._row("snapshot", key, "kind", "size", "inodes")
         return None if kind == Kind.ACTIVE else Usage(size, inodes)
 
-    def ids(self) -> set[str]:
-        """Return the id of every snapshot."""
+    def ids(self, kind: Kind | None = None) -> set[str]:
+        """Return the id of every snapshot, or of every one of a kind."""
         with self._lock, _sqlite_errors():
-            return {str(id) for (id,) in self._conn.execute("SELECT id FROM snapshots")}
+            found = self._conn.execute("SELECT id FROM snapshots WHERE ? IS NULL OR kind = ?", (kind, kind))
+            return {str(id) for (id,) in found}
+
+    def needed(self) -> set[str]:
+        """Return the ids that a mount of an active snapshot or view is made of: themselves and those below."""
+        with self._lock, _sqlite_errors():
+            found = self._conn.execute(
+                "WITH RECURSIVE up (id) AS ("
+                " SELECT id FROM snapshots WHERE kind <> ?"
+                " UNION SELECT s.parent FROM snapshots s JOIN up ON s.id = up.id WHERE s.parent IS NOT NULL)"
+                " SELECT id FROM up",
+                (Kind.COMMITTED,),
+            )
+            return {str(id) for (id,) in found}
+
+    def active(self, id: str) -> Info | None:
+        """Return the record of the active snapshot with *id*; None if there is none, or it is something else."""
+        with self._lock, _sqlite_errors():
+            found = self._conn.execute(f"{_SELECT_INFO} WHERE s.id = ? AND s.kind = ?", (id, Kind.ACTIVE)).fetchone()
+        return _info(found) if found else None
 
     def list(self) -> Iterator[Info]:
         """Yield every record as of now, parents before their children."""

@@ -1,9 +1,10 @@
 """What a snapshotter is: the contract that every implementation keeps and `tests/conformance` checks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
 
 from runtimed.errors import FailedPrecondition
 from runtimed.mounts import Mount
@@ -138,3 +139,23 @@ class Snapshotter(Protocol):
 
     def list(self) -> Iterator[Info]:
         """Yield the record of every snapshot, as of the call, parents before their children."""
+
+
+@runtime_checkable
+class LayerFiles(Protocol):
+    """What a snapshotter offers beside :class:`Snapshotter` if it takes a layer as one EROFS file.
+
+    Instead of extracting a layer through the mounts of an active snapshot, whoever applies it may write the file. Then
+    the snapshot, committed, shows the layer over its parent, and over that what was written through the mounts.
+    """
+
+    def layer_target(self, mounts: Sequence[Mount]) -> Path | None:
+        """Return where the layer that is to be applied on *mounts* is taken as a file; None: extract it.
+
+        The file gets that name by link(2), when it is whole and on disk. Only for the first layer of an active
+        snapshot that is made for unpacking, and that nothing was written to.
+        """
+
+    @property
+    def layer_directory(self) -> Path | None:
+        """A directory to make layer files in (open(2), O_TMPFILE) before their snapshots are; None: extract all."""

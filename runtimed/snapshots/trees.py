@@ -17,7 +17,7 @@ from runtimed.snapshots.snapshotter import Usage
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WITHIN = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
 _LONGEST = 3840  # bytes of path in one call, a component less than PATH_MAX
-_BLOCK = 512  # bytes; the unit of st_blocks, whatever the file system's
+BLOCK = 512  # bytes; the unit of st_blocks, whatever the file system's
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def disk_usage(root: Path) -> Usage:
                             seen.add((found.st_dev, found.st_ino))
                         blocks += found.st_blocks
                         inodes += 1
-    return Usage(blocks * _BLOCK, inodes)
+    return Usage(blocks * BLOCK, inodes)
 
 
 def empty(directory: Path) -> None:

@@ -143,7 +143,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(images_pb2, "Images"), ImagesService(database, events, collector.collect)),
             (_service(leases_pb2, "Leases"), LeasesService(database, collector.collect)),
             (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
-            (_service(diff_pb2, "Diff"), DiffService(content, pool, events)),
+            (_service(diff_pb2, "Diff"), DiffService(content, pool, snapshotters, events)),
             (_service(tasks_pb2, "Tasks"), TasksService(tasks)),
             (_service(doctor_pb2, "Doctor"), DoctorService(doctor)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),

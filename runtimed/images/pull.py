@@ -279,25 +279,37 @@ class Visitor:
         diff_ids: Sequence[str],
         arrivals: Mapping[str, "asyncio.Task[None]"],
     ) -> None:
-        """Unpack *layers* from the bottom up, each when it has arrived, and let the config hold the top one."""
+        """Unpack *layers*, each when it has arrived, and let the config hold the top one."""
         snapshots = self._snapshotters[unpack.snapshotter]
         parent = ""
-        for layer, diff_id, chain_id in zip(layers, diff_ids, manifest.chain_ids(diff_ids), strict=True):
-            await arrivals[layer.digest]
-            await self._unpacker.unpack(
-                self._namespace,
-                snapshots,
-                layer,
-                parent=parent,
-                diff_id=diff_id,
-                chain_id=chain_id,
-                lease=self._lease,
-                tell=partial(self._tell, layer),
-            )
-            parent = chain_id
+        async with _together() as group:
+            for layer, diff_id, chain_id in zip(layers, diff_ids, manifest.chain_ids(diff_ids), strict=True):
+                group.create_task(self._unpack_one(snapshots, layer, arrivals[layer.digest], parent, diff_id, chain_id))
+                parent = chain_id
         if parent:
             key = labels.GC_REF_SNAPSHOT + unpack.snapshotter
             await blocking(self._content.update, self._namespace, config.digest, {key: parent}, [f"labels.{key}"])
+
+    async def _unpack_one(
+        self,
+        snapshots: Snapshots,
+        layer: Descriptor,
+        arrival: "asyncio.Task[None]",
+        parent: str,
+        diff_id: str,
+        chain_id: str,
+    ) -> None:
+        await arrival
+        await self._unpacker.unpack(
+            self._namespace,
+            snapshots,
+            layer,
+            parent=parent,
+            diff_id=diff_id,
+            chain_id=chain_id,
+            lease=self._lease,
+            tell=partial(self._tell, layer),
+        )
 
     def _tell(self, layer: Descriptor, event: str) -> None:
         done = layer.size if event == "extracted" else 0

@@ -1,11 +1,16 @@
 """From a layer's blob to a committed snapshot."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Literal
+from weakref import WeakValueDictionary
 
 from runtimed import labels
+from runtimed.diff.apply import Applied
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound, about
 from runtimed.images.joining import Joint
 from runtimed.metadata import leases
@@ -14,18 +19,28 @@ from runtimed.metadata.db import Database, Tx
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.oci.descriptor import Descriptor
 from runtimed.rollback import Rollback
+from runtimed.snapshots.snapshotter import Mounts, layer_directory, layer_target
 from runtimed.threads import blocking
-from runtimed.workers.pool import Pool
+from runtimed.workers.pool import Pool, Received
+
+_AHEAD = 4  # layers whose bytes wait in a worker process for the ones below
 
 
 class Unpacker:
-    """Unpacks layers, each once however many pulls want it at a time. One for the whole daemon."""
+    """Unpacks layers, each once however many pulls want it at a time. One for the whole daemon.
+
+    Snapshots are made from the bottom up. Where a snapshotter takes layers as files, the bytes of a layer are put into
+    one before the layers below it are there, of which only the end of the work needs to know.
+    """
 
     def __init__(self, content: Content, db: Database, pool: Pool) -> None:
         self._content = content
         self._db = db
         self._pool = pool
         self._running = Joint()
+        self._ahead = asyncio.Semaphore(_AHEAD)
+        # Of a snapshot that somebody waits for: set when a pull has it.
+        self._there: WeakValueDictionary[tuple[str, str, str], asyncio.Event] = WeakValueDictionary()
         # One extraction of a chain ID at a time, so its key can be known before; another daemon's is another.
         self._prefix = f"extract-{time.time_ns() % 10**9}-{secrets.token_urlsafe(3)}"
 
@@ -44,7 +59,8 @@ class Unpacker:
         """Make the snapshot *chain_id*: the blob *layer*, which is there, over the snapshot *parent* ("": nothing).
 
         One that is there already is taken as it is, and nothing is told of it; of others it is ``extracting`` and
-        ``extracted``. *lease* holds the snapshot. Nothing is left of one that fails.
+        ``extracted``. *lease* holds the snapshot. Nothing is left of one that fails. Whoever calls also calls for
+        *parent*, at the same time if he likes: this waits for it.
 
         Raises:
             InvalidArgument: the layer has another diff ID than the image config says, or cannot be applied.
@@ -57,12 +73,13 @@ class Unpacker:
         # Held first, whether it is there or not: what is collected in between is not there, and an extraction that is
         # joined may outlive the pull that began it, and its lease.
         await self._db.write(_hold, namespace, lease, snapshots.name, (chain_id, self._key(chain_id)))
-        with suppress(NotFound):
-            await blocking(snapshots.stat, namespace, chain_id)
-            return
-        tell("extracting")
-        await self._running.run((namespace, snapshots.name, chain_id), job)
-        tell("extracted")
+        key = (namespace, snapshots.name, chain_id)
+        if not await _exists(namespace, snapshots, chain_id):
+            tell("extracting")
+            await self._running.run(key, job)
+            tell("extracted")
+        if there := self._there.get(key):
+            there.set()
 
     async def _make(
         self, namespace: str, snapshots: Snapshots, layer: Descriptor, parent: str, diff_id: str, chain_id: str
@@ -70,15 +87,19 @@ class Unpacker:
         key = self._key(chain_id)
         marks = {labels.SNAPSHOT_REF: chain_id}
         await _remove(snapshots, namespace, key)  # of a try whose undoing failed
-        async with Rollback() as steps:
+        blob = await blocking(self._content.path, namespace, layer.digest)
+        async with (
+            self._below(namespace, snapshots, parent) as below,
+            self._received(snapshots, layer, blob, below) as received,
+            Rollback() as steps,
+        ):
             # Before prepare: a caller that is cancelled during it gets no answer, but the snapshot is there.
             steps.undo(f"remove the snapshot {key!r}", _remove, snapshots, namespace, key)
             # AlreadyExists: a client that unpacks on its own was faster.
             with suppress(AlreadyExists):
                 mounts = await blocking(snapshots.prepare, namespace, key, parent, marks)
-                blob = await blocking(self._content.path, namespace, layer.digest)
                 with about(f"layer {layer.digest}"):
-                    applied = await self._pool.apply(blob, layer.media_type, mounts)
+                    applied = await self._apply(snapshots, layer, blob, received, mounts)
                 if applied.diff_id != diff_id:
                     raise InvalidArgument(
                         f"layer {layer.digest} unpacks to {applied.diff_id}, but the image's config says {diff_id};"
@@ -89,8 +110,77 @@ class Unpacker:
         mark = {labels.UNCOMPRESSED: diff_id}
         await blocking(self._content.update, namespace, layer.digest, mark, [f"labels.{labels.UNCOMPRESSED}"])
 
+    async def _apply(
+        self, snapshots: Snapshots, layer: Descriptor, blob: Path, received: Received | None, mounts: Mounts
+    ) -> Applied:
+        target = await blocking(layer_target, [snapshots.snapshotter], mounts)
+        if received and target:
+            if await received.finish(mounts, target):
+                return received.applied
+            target = None
+        return await self._pool.apply(blob, layer.media_type, mounts, target)
+
+    @asynccontextmanager
+    async def _received(
+        self, snapshots: Snapshots, layer: Descriptor, blob: Path, below: "asyncio.Task[None]"
+    ) -> AsyncIterator[Received | None]:
+        """Wait for *below*; hold what could be done of the layer in that time: its bytes in a file, or nothing."""
+        directory = layer_directory(snapshots.snapshotter)
+        if directory is not None and not below.done() and await self._turn_before(below):
+            try:
+                with about(f"layer {layer.digest}"):
+                    async with self._pool.received(blob, layer.media_type, directory) as received:
+                        await below
+                        yield received
+            finally:
+                self._ahead.release()
+        else:
+            await below
+            yield None
+
+    async def _turn_before(self, below: "asyncio.Task[None]") -> bool:
+        """Wait for one of the turns of those who work ahead, or for *below*; say whether it is a turn, to release."""
+        turn = asyncio.create_task(self._ahead.acquire())
+        try:
+            await asyncio.wait([turn, below], return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            await self._give_up(turn)
+            raise
+        if below.done():
+            await self._give_up(turn)
+            return False
+        return True
+
+    async def _give_up(self, turn: "asyncio.Task[Literal[True]]") -> None:
+        if not turn.cancel():
+            self._ahead.release()
+
+    @asynccontextmanager
+    async def _below(self, namespace: str, snapshots: Snapshots, parent: str) -> AsyncIterator["asyncio.Task[None]"]:
+        """Hold a task that ends when the snapshot *parent* is there."""
+        task = asyncio.create_task(self._until_there(namespace, snapshots, parent))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _until_there(self, namespace: str, snapshots: Snapshots, name: str) -> None:
+        # The event first: whoever has the snapshot after the look finds it.
+        there = self._there.setdefault((namespace, snapshots.name, name), asyncio.Event())
+        if name and not await _exists(namespace, snapshots, name):
+            await there.wait()
+
     def _key(self, chain_id: str) -> str:
         return f"{self._prefix} {chain_id}"
+
+
+async def _exists(namespace: str, snapshots: Snapshots, name: str) -> bool:
+    try:
+        await blocking(snapshots.stat, namespace, name)
+    except NotFound:
+        return False
+    return True
 
 
 async def _remove(snapshots: Snapshots, namespace: str, key: str) -> None:

@@ -1,6 +1,6 @@
 """What a snapshotter is: the contract that every implementation keeps and `tests/conformance` checks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -159,3 +159,16 @@ class LayerFiles(Protocol):
     @property
     def layer_directory(self) -> Path | None:
         """A directory to make layer files in (open(2), O_TMPFILE) before their snapshots are; None: extract all."""
+
+
+def layer_target(snapshotters: Iterable[Snapshotter], mounts: Sequence[Mount]) -> Path | None:
+    """Return the :meth:`LayerFiles.layer_target` of the snapshotter that gave out *mounts*; None: extract the layer."""
+    for snapshotter in snapshotters:
+        if isinstance(snapshotter, LayerFiles) and (target := snapshotter.layer_target(mounts)):
+            return target
+    return None
+
+
+def layer_directory(snapshotter: Snapshotter) -> Path | None:
+    """Return the :attr:`LayerFiles.layer_directory` of *snapshotter*, None if it has none."""
+    return snapshotter.layer_directory if isinstance(snapshotter, LayerFiles) else None

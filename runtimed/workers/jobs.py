@@ -11,12 +11,29 @@ from runtimed.mounts import Mount
 
 
 class Apply(msgspec.Struct, frozen=True, kw_only=True, tag="apply"):
-    """Extract the layer *blob* over what *mounts* show on *mountpoint*, durably."""
+    """Make the layer *blob* the file *target*, or extract it over what *mounts* show on *mountpoint*; durably."""
 
     blob: Path
     media_type: str
     mounts: tuple[Mount, ...]
     mountpoint: Path  # an existing empty directory; each worker mounts in a mount namespace of its own
+    target: Path | None  # None: extract it; else the file, if one can express the layer
+
+
+class Receive(msgspec.Struct, frozen=True, kw_only=True, tag="receive"):
+    """Write the uncompressed layer *blob* to a file in *directory*, and keep that for the next job, :class:`Finish`."""
+
+    blob: Path
+    media_type: str
+    directory: Path
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
+    """Make what was received the layer file *target* of the active snapshot that *mounts* show."""
+
+    mounts: tuple[Mount, ...]
+    mountpoint: Path
+    target: Path
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
@@ -42,8 +59,9 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     """A job succeeded: the digest of a fetched file or the diff ID of an applied layer, and its size in bytes."""
 
-    digest: str
-    size: int
+    digest: str = ""
+    size: int = 0
+    must_extract: str = ""  # why no file can express the layer: it has been extracted, or after Finish has yet to be
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
@@ -54,13 +72,18 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     traceback: str = ""
 
 
-Job = Apply | Fetch
+Job = Apply | Receive | Finish | Fetch
 Answer = Progress | Done | Failed
 
 
 def subject_of(job: Job) -> str:
     """Return what *job* is called in errors."""
-    return f"layer {job.blob.name}" if isinstance(job, Apply) else f"fetching {job.digest}"
+    match job:
+        case Fetch():
+            return f"fetching {job.digest}"
+        case Finish():
+            return f"layer file {str(job.target)!r}"
+    return f"layer {job.blob.name}"
 
 
 def _to_path(kind: type, value: Any) -> Any:

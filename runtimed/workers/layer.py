@@ -9,14 +9,18 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Self
 
 from runtimed.diff import compression
-from runtimed.diff.apply import apply
-from runtimed.errors import Internal, ResourceExhausted, RuntimedError, os_errors
+from runtimed.diff.apply import Applied, apply
+from runtimed.diff.erofs import MustExtract
+from runtimed.errors import FailedPrecondition, Internal, ResourceExhausted, RuntimedError, os_errors
 from runtimed.linux.syncfs import syncfs
 from runtimed.mounts import mounted
 from runtimed.workers import confinement, jobs
 from runtimed.workers.fetch import fetch
+from runtimed.workers.layer_file import LayerFile
 
 _MAX_MESSAGE = 4096  # characters; some of it comes from layers and registries
 
@@ -35,17 +39,18 @@ def main() -> None:
 
 def serve(control: socket.socket) -> None:
     """Answer each job that arrives on *control*, in turn."""
-    with control.makefile("rb") as lines:
+    with _Jobs() as work, control.makefile("rb") as lines:
         for line in lines:
             job = jobs.decode_job(line)
-            control.sendall(jobs.encode(_answer(job, lambda offset: _report(control, offset))))
-            gc.collect()
+            control.sendall(jobs.encode(_answer(work, job, lambda offset: _report(control, offset))))
+            if not work.is_holding:
+                gc.collect()
 
 
-def _answer(job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done | jobs.Failed:
+def _answer(work: "_Jobs", job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done | jobs.Failed:
     try:
         with os_errors(jobs.subject_of(job)):
-            return _apply(job) if isinstance(job, jobs.Apply) else fetch(job, progress)
+            return work.do(job, progress)
     except RuntimedError as exc:
         return jobs.Failed(code=exc.code, message=str(exc)[:_MAX_MESSAGE])
     except MemoryError:
@@ -56,7 +61,72 @@ def _answer(job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done | jobs.
         return jobs.Failed(code=Internal.code, message=message, traceback=traceback.format_exc()[-_MAX_MESSAGE:])
 
 
+class _Jobs:
+    """Does jobs, and holds the layer file that one has received until the next finishes it."""
+
+    def __init__(self) -> None:
+        self._received = ExitStack()
+        self._file: LayerFile | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+
+    @property
+    def is_holding(self) -> bool:
+        return self._file is not None
+
+    def do(self, job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done:
+        """Do *job*. Raises RuntimedError, OSError, MemoryError."""
+        match job:
+            case jobs.Fetch():
+                return fetch(job, progress)
+            case jobs.Apply():
+                return _apply(job)
+            case jobs.Receive():
+                return self._receive(job)
+            case jobs.Finish():
+                return self._finish(job)
+
+    def _receive(self, job: jobs.Receive) -> jobs.Done:
+        self._let_go()
+        self._file = self._received.enter_context(LayerFile(job.directory))
+        applied = self._file.receive(job.blob, job.media_type)
+        return jobs.Done(digest=applied.diff_id, size=applied.size)
+
+    def _finish(self, job: jobs.Finish) -> jobs.Done:
+        if self._file is None:
+            raise FailedPrecondition("nothing was received before")
+        try:
+            self._file.finish(job.mounts, job.mountpoint, job.target)
+        except (MustExtract, MemoryError) as exc:
+            return jobs.Done(must_extract=_reason(exc))
+        finally:
+            self._let_go()
+        return jobs.Done()
+
+    def _let_go(self) -> None:
+        self._file = None
+        self._received.close()
+
+
 def _apply(job: jobs.Apply) -> jobs.Done:
+    reason = ""
+    if job.target is not None:
+        try:
+            with LayerFile(job.target.parent) as file:
+                applied = file.receive(job.blob, job.media_type)
+                file.finish(job.mounts, job.mountpoint, job.target)
+            return jobs.Done(digest=applied.diff_id, size=applied.size)
+        except (MustExtract, MemoryError) as exc:
+            reason = _reason(exc)
+    applied = _extract(job)
+    return jobs.Done(digest=applied.diff_id, size=applied.size, must_extract=reason)
+
+
+def _extract(job: jobs.Apply) -> Applied:
     with (
         compression.opened(job.blob, job.media_type) as layer,
         confinement.private_mounts(),
@@ -69,7 +139,11 @@ def _apply(job: jobs.Apply) -> jobs.Done:
             syncfs(fd)
         finally:
             os.close(fd)
-    return jobs.Done(digest=applied.diff_id, size=applied.size)
+    return applied
+
+
+def _reason(exc: Exception) -> str:
+    return "its index takes too much memory" if isinstance(exc, MemoryError) else str(exc)[:_MAX_MESSAGE]
 
 
 def _report(control: socket.socket, offset: int) -> None:

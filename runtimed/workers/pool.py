@@ -7,8 +7,8 @@ answering.
 import asyncio
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from runtimed.diff.apply import Applied
@@ -18,7 +18,7 @@ from runtimed.workers import jobs
 from runtimed.workers.jobs import Fetch
 from runtimed.workers.worker import Worker
 
-__all__ = ["Fetch", "Pool"]
+__all__ = ["Fetch", "Pool", "Received"]
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,11 @@ class Pool:
                 self._temporary.rmdir()
             self._temporary = self._mountpoint = None
 
-    async def apply(self, blob: Path, media_type: str, mounts: Sequence[Mount]) -> Applied:
-        """Extract the layer *blob* over *mounts* and return its diff ID and uncompressed size once it is durable.
+    async def apply(self, blob: Path, media_type: str, mounts: Sequence[Mount], target: Path | None = None) -> Applied:
+        """Apply the layer *blob* to the snapshot of *mounts*; return its diff ID and size once it is durable.
+
+        It becomes the layer file *target*, if that is given and a file can express it; else it is extracted over
+        *mounts*.
 
         Raises:
             InvalidArgument: not a layer of *media_type*, or a hostile one.
@@ -75,11 +78,40 @@ class Pool:
         """
         if not mounts:
             raise InvalidArgument("a layer cannot be applied to no mounts at all")
-        if self._mountpoint is None:
-            raise Unavailable("the worker pool is not running")
-        job = jobs.Apply(blob=blob, media_type=media_type, mounts=tuple(mounts), mountpoint=self._mountpoint)
-        done = await self._run(self._applying, job, lambda _: None)
+        job = jobs.Apply(
+            blob=blob, media_type=media_type, mounts=tuple(mounts), mountpoint=self._mounts_on(), target=target
+        )
+        done = await self._run(self._applying, job, _ignore)
+        if done.must_extract:
+            log.info("layer was extracted", extra={"layer": blob.name, "reason": done.must_extract})
         return Applied(diff_id=done.digest, size=done.size)
+
+    @asynccontextmanager
+    async def received(self, blob: Path, media_type: str, directory: Path) -> AsyncIterator["Received"]:
+        """Hold the layer *blob* received in a file on the file system of *directory*, whose name it gets when finished.
+
+        A worker process is kept for it, but no turn of those that work. Raises as :meth:`apply`.
+        """
+        async with self._applying:
+            worker = await self._take()
+            received = Received(self, worker)
+            try:
+                job = jobs.Receive(blob=blob, media_type=media_type, directory=directory)
+                done = self._judged(worker, await worker.run(job, _ignore))
+            except BaseException:
+                await self._drop(worker)
+                raise
+        received.applied = Applied(diff_id=done.digest, size=done.size)
+        try:
+            yield received
+        except BaseException:
+            await self._drop(worker)
+            raise
+        if received.is_finished:
+            self._busy.discard(worker)
+            self._keep(worker)
+        else:
+            await self._drop(worker)
 
     async def fetch(self, fetch: Fetch, progress: Callable[[int], None]) -> str:
         """Do *fetch* and return the digest of the whole file, which is the one asked for.
@@ -102,16 +134,29 @@ class Pool:
             try:
                 answer = await worker.run(job, progress)
             except BaseException:
-                await worker.kill()
+                await self._drop(worker)
                 raise
-            finally:
-                self._busy.discard(worker)
+            self._busy.discard(worker)
             self._keep(worker)
+        return self._judged(worker, answer)
+
+    def _judged(self, worker: Worker, answer: jobs.Done | jobs.Failed) -> jobs.Done:
         if isinstance(answer, jobs.Done):
             return answer
         if answer.traceback:
             log.error("bug in a worker process", extra={"pid": worker.pid, "traceback": answer.traceback})
         raise from_code(answer.code, answer.message)
+
+    def _mounts_on(self) -> Path:
+        if self._mountpoint is None:
+            raise Unavailable("the worker pool is not running")
+        return self._mountpoint
+
+    async def _drop(self, worker: Worker) -> None:
+        try:
+            await worker.kill()
+        finally:
+            self._busy.discard(worker)
 
     async def _take(self) -> Worker:
         if not self._is_open:
@@ -145,3 +190,28 @@ class Pool:
         task = asyncio.create_task(worker.kill())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+
+class Received:
+    """A layer whose bytes are in a file; see :meth:`Pool.received`."""
+
+    def __init__(self, pool: Pool, worker: Worker) -> None:
+        self._pool = pool
+        self._worker = worker
+        self.applied = Applied("", 0)
+        self.is_finished = False
+
+    async def finish(self, mounts: Sequence[Mount], target: Path) -> bool:
+        """Make it the layer file *target* of the active snapshot of *mounts*; say whether a file can express the layer.
+
+        Once. Raises as :meth:`Pool.apply`.
+        """
+        async with self._pool._applying:
+            job = jobs.Finish(mounts=tuple(mounts), mountpoint=self._pool._mounts_on(), target=target)
+            answer = await self._worker.run(job, _ignore)
+        self.is_finished = True
+        return not self._pool._judged(self._worker, answer).must_extract
+
+
+def _ignore(_: int) -> None:
+    """Take no notice of progress: of a layer that is applied there is none."""

@@ -39,7 +39,7 @@ def content(tmp_path):
 async def stub(content, tmp_path):
     pool = Pool(1, mountpoint=tmp_path / "mountpoint")
     await pool.start()
-    service = DiffService(content, pool, RecordedEvents())
+    service = DiffService(content, pool, {}, RecordedEvents())
     async with served(tmp_path / "s", lambda server: add_DiffServicer_to_server(service, server)) as channel:
         yield DiffStub(channel)
     await pool.close()

@@ -59,7 +59,7 @@ class OverlaySnapshotter:
         mount_options: tuple[str, ...] = ()  # added to every overlay mount
         # A layer that is unpacked becomes one EROFS file, or is extracted to a directory; "auto" is "erofs" where the
         # kernel can mount such a file. What there is already is used either way.
-        layers: Literal["auto", "erofs", "directories"] = "directories"
+        layers: Literal["auto", "erofs", "directories"] = "auto"
 
     def __init__(self, root: Path, config: Config) -> None:
         """Open the snapshotter on *root*.

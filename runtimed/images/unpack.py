@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -128,10 +128,12 @@ class Unpacker:
         directory = layer_directory(snapshots.snapshotter)
         if directory is not None and not below.done() and await self._turn_before(below):
             try:
-                with about(f"layer {layer.digest}"):
-                    async with self._pool.received(blob, layer.media_type, directory) as received:
-                        await below
-                        yield received
+                async with AsyncExitStack() as held:
+                    with about(f"layer {layer.digest}"):
+                        receiving = self._pool.received(blob, layer.media_type, directory)
+                        received = await held.enter_async_context(receiving)
+                    await below
+                    yield received
             finally:
                 self._ahead.release()
         else:

@@ -18,7 +18,7 @@ from runtimed.metadata import leases
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
-from runtimed.mounts import mounted_temporarily
+from runtimed.mounts import mounted_temporarily, mounts_below
 from runtimed.oci import platform as platforms
 from runtimed.oci.reference import parse
 from runtimed.registry.client import Patience, RegistryClient
@@ -56,7 +56,7 @@ class Store:
             **{
                 "names": (reference,),
                 "platforms": (AMD64,),
-                "unpacks": (Unpack(snapshotter="native", platform=AMD64),) if unpack else (),
+                "unpacks": (Unpack(snapshotter=self.snapshots.name, platform=AMD64),) if unpack else (),
                 **wanted,
             }
         )
@@ -99,21 +99,24 @@ class Store:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    """Stores that unpack for the snapshotter that the test is parametrized with; overlayfs takes EROFS files."""
+    name = getattr(request, "param", "native")
     db = Database(tmp_path / "metadata.db")
     content = Content(db, LocalStore(tmp_path / "content"))
-    loaded = loader.load(tmp_path / "snapshotters", {})
-    native = loaded["native"].snapshotter
-    assert native is not None
-    snapshots = Snapshots(db, "native", native)
+    loaded = loader.load(tmp_path / "snapshotters", {"overlayfs": {"layers": "erofs"}})
+    snapshotter = loaded[name].snapshotter
+    assert snapshotter is not None
+    snapshots = Snapshots(db, name, snapshotter)
     pool = Pool(2, mountpoint=tmp_path / "workers")
     await pool.start()
     try:
-        yield Store(content, db, snapshots, pool, Puller(content, db, {"native": snapshots}, pool))
+        yield Store(content, db, snapshots, pool, Puller(content, db, {name: snapshots}, pool))
     finally:
         await pool.close()
         loader.close(loaded)
         db.close()
+    assert not mounts_below(tmp_path)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from runtimed.registry.auth import Credentials
 from tests.fakes.registry import make_certificate, serving
 from tests.images.layouts import Layer, digest_of
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.parametrize("store", ["native", "overlayfs"], indirect=True)]
 
 BIG = bytes(range(256)) * 4000  # compresses to some KiB; with noise below, to a megabyte
 
@@ -68,7 +68,7 @@ async def test_an_image_is_pulled_unpacked_and_named(store, layout):
         "containerd.io/uncompressed": layers[0].diff_id
     }
     config = store.content.info("ns", document["config"]["digest"])
-    assert config.labels == source | {"containerd.io/gc.ref.snapshot.native": chain[1]}
+    assert config.labels == source | {f"containerd.io/gc.ref.snapshot.{store.snapshots.name}": chain[1]}
     top = store.snapshots.stat("ns", chain[1])
     assert (top.parent, top.labels) == (chain[0], {"containerd.io/snapshot.ref": chain[1]})
     assert store.left_over() == []
@@ -144,7 +144,7 @@ async def test_of_an_index_only_the_wanted_platform_is_fetched_and_the_rest_labe
             store.content.info("ns", theirs.digest)
 
         arm = platforms.parse("linux/arm64")
-        both = {"platforms": (), "unpacks": tuple(Unpack(snapshotter="native", platform=p) for p in (arm,))}
+        both = {"platforms": (), "unpacks": tuple(Unpack(snapshotter=store.snapshots.name, platform=p) for p in (arm,))}
         await store.pull(f"{registry.host}/app:1", **both)
     assert store.files(theirs.diff_id) == {"arch": b"arm64"}
 
@@ -434,7 +434,7 @@ async def test_what_a_killed_daemon_left_of_a_pull_is_removed_but_for_its_bytes(
     with store.content.begin("ns", "layer-x", lease="dead") as ingest:
         ingest.write(b"bytes")
 
-    await recover(store.db, store.content, {"native": store.snapshots})
+    await recover(store.db, store.content, {store.snapshots.name: store.snapshots})
 
     assert [info.name for info in store.snapshots.list("ns")] == ["done"]
     assert [lease.id for lease in await store.db.read(leases.list, "ns")] == ["a-clients"]
@@ -442,7 +442,7 @@ async def test_what_a_killed_daemon_left_of_a_pull_is_removed_but_for_its_bytes(
 
 
 async def test_an_unknown_snapshotter_is_reported_before_anything_is_asked_for(store):
-    with pytest.raises(NotFound, match="snapshotter 'zfs'; there are: native"):
+    with pytest.raises(NotFound, match=f"snapshotter 'zfs'; there are: {store.snapshots.name}"):
         await store.pull("127.0.0.1:1/app:1", unpacks=(Unpack(snapshotter="zfs", platform=platforms.host()),))
 
 
@@ -472,7 +472,7 @@ async def test_a_full_disk_is_reported_and_freed_again(store, layout, small_disk
     layout.image("big", [big])
     layout.image("small", [small])
     content = Content(store.db, LocalStore(small_disk / "content"))
-    puller = Puller(content, store.db, {"native": store.snapshots}, store.pool)
+    puller = Puller(content, store.db, {store.snapshots.name: store.snapshots}, store.pool)
     store = dataclasses.replace(store, content=content, puller=puller)
     with serving(layout.root, "app") as registry:
         with pytest.raises(ResourceExhausted, match=f"app:big: blob {big.digest}: .*No space left"):

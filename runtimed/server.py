@@ -116,7 +116,13 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         launcher = await _launcher(config, held)
         versions = await held.enter_async_context(_meanwhile(launcher.oci_runtimes()))
         tasks = TaskManager(
-            database, events, launcher, root=config.root, state=config.state, default_runtime=config.default_runtime
+            database,
+            events,
+            launcher,
+            content,
+            root=config.root,
+            state=config.state,
+            default_runtime=config.default_runtime,
         )
         held.push_async_callback(tasks.close)
         await tasks.load()

@@ -15,6 +15,15 @@ def read(path: str, dir_fd: int | None = None) -> bytes:
         os.close(fd)
 
 
+def read_tail(path: str) -> bytes:
+    """Return the end of a file that may be long. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, _MAX_SIZE, max(0, os.fstat(fd).st_size - _MAX_SIZE))
+    finally:
+        os.close(fd)
+
+
 def write(path: str, data: bytes) -> None:
     """Make a file, or replace what is in it. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -29,6 +29,7 @@ class Options(NamedTuple):
     shim_cgroup: str = ""  # the shim's own, below each cgroup hierarchy
     io_uid: int = 0  # owner of the container's streams
     io_gid: int = 0
+    criu_work_path: str = ""  # where CRIU logs a restore
 
     @classmethod
     def from_any(cls, value: pb.Any | None, default_root: str) -> "Options":
@@ -55,6 +56,7 @@ class Options(NamedTuple):
             shim_cgroup=given.shim_cgroup,
             io_uid=given.io_uid,
             io_gid=given.io_gid,
+            criu_work_path=given.criu_work_path,
         )
 
     @classmethod

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from runtimed.errors import FailedPrecondition, Internal, NotFound, RuntimedError
+from runtimed.errors import FailedPrecondition, Internal, NotFound, RuntimedError, os_errors
 from runtimed.linux.mount import UMOUNT_NOFOLLOW, umount2
 from runtimed.mounts import Mount, mount_all, unmount_all
 from shim import cgroup, failpoints, files, log, loop
+from shim import checkpoint as checkpoints
 from shim import messages as pb
 from shim.console import ConsoleSocket, Terminal
 from shim.exits import Child, Children, Exit
@@ -54,6 +55,7 @@ _ALLOWED = {
     "start": {Status.CREATED},
     "pause": {Status.RUNNING},
     "resume": {Status.RUNNING, Status.PAUSED},  # of a running one the runtime says itself what is wrong
+    "checkpoint": {Status.RUNNING, Status.PAUSED},
     "update": {Status.CREATED, Status.RUNNING, Status.PAUSED},
     "delete": {Status.CREATED, Status.STOPPED},
 }
@@ -250,18 +252,24 @@ class Init(Process):
         self.runc = runc
         self.execs: dict[str, Exec] = {}
         self._rootfs = f"{bundle}/rootfs"
+        self._checkpoint = ""  # the directory it is to be restored from, until it is
         self._cgroups = Cgroups("")
         self._oom: OomWatch | None = None
         self._owns_pids = True
         self._is_flat = False  # nothing is mounted below the rootfs
 
-    async def create(self, mounts: Sequence[pb.Mount]) -> None:
+    async def create(self, mounts: Sequence[pb.Mount], checkpoint: str = "") -> None:
         """Mount the rootfs and create the container. When it fails nothing of it is left.
+
+        One that is restored from the directory *checkpoint* has no process before its start.
 
         Raises:
             RuntimedError: the runtime's own error.
             InvalidArgument: a mount or a stream that cannot be.
+            NotFound: there is no checkpoint.
         """
+        if checkpoint:
+            checkpoints.restore_from(checkpoint, self.bundle)
         options = self.runc.options
         is_others = self.runc.knows(self.id)  # then create says so, and it is not ours to delete
 
@@ -275,15 +283,22 @@ class Init(Process):
             self._is_flat = not any(mount.target for mount in mounts)
             await forked(self._children, _prepare, options, mounts, self.bundle)
             await failpoints.hit("shim.create.mounted")
-            origin = Origin(self._children, self.runc.namespace, self.id, options.io_uid, options.io_gid)
-            await self._launch(launch, self.bundle, "init", origin)
+            if checkpoint:
+                self._checkpoint = checkpoint
+            else:
+                await self._launch(launch, self.bundle, "init", self._origin())
         except BaseException:
             await self._undo_create(delete=not is_others, unmount=bool(mounts))
             raise
-        self._owns_pids = _is_init_of_its_pids(self.pid)
-        self._cgroups = Cgroups.of(self.pid)
-        self._oom = OomWatch(self._cgroups, self._tell_oom)
+        self._know_process()
         self.status = Status.CREATED
+
+    def _know_process(self) -> None:
+        """Learn what is to be known of the first process while it is sure to be there."""
+        if self.pid:
+            self._owns_pids = _is_init_of_its_pids(self.pid)
+            self._cgroups = Cgroups.of(self.pid)
+            self._oom = OomWatch(self._cgroups, self._tell_oom)
 
     async def _undo_create(self, *, delete: bool, unmount: bool) -> None:
         try:
@@ -300,11 +315,48 @@ class Init(Process):
         """Run the container's program."""
         async with self._doing("start"):
             await failpoints.hit("shim.start.begun")
-            await self.runc.start(self.id)
+            if self._checkpoint:
+                await self._restore()
+            else:
+                await self.runc.start(self.id)
             await failpoints.hit("shim.start.started")
             self.status = Status.RUNNING
             self._publish(pb.TaskStart(container_id=self.id, pid=self.pid))
             self._start_input()
+
+    def _origin(self) -> Origin:
+        options = self.runc.options
+        return Origin(self._children, self.runc.namespace, self.id, options.io_uid, options.io_gid)
+
+    async def _restore(self) -> None:
+        options = self.runc.options
+        restore = checkpoints.restore_from(self._checkpoint, self.bundle, options.criu_work_path)
+
+        def launch(stdio: Sequence[int], console_socket: str) -> Awaitable[None]:
+            return self.runc.restore(
+                self.id,
+                stdio,
+                restore.arguments,
+                pid_file=f"{self.bundle}/init.pid",
+                console_socket=console_socket,
+                criu_config=restore.config,
+            )
+
+        try:
+            await self._launch(launch, self.bundle, "init", self._origin())
+        except RuntimedError as exc:
+            with suppress(RuntimedError):
+                await self.runc.delete(self.id, force=True)
+            raise checkpoints.restore_error(exc, self.bundle, options.criu_work_path) from exc
+        self._checkpoint = ""
+        self._know_process()
+
+    async def checkpoint(self, path: str, options: pb.CheckpointOptions) -> None:
+        """Save the container to a directory; with the option ``exit`` it ends then. Raises as checkpoint.dump."""
+        async with self._doing("checkpoint"):
+            with os_errors(f"checkpoint {path!r}"):
+                await checkpoints.dump(self.runc, self.id, self.bundle, path, options)
+            self._publish(pb.TaskCheckpointed(container_id=self.id, checkpoint=path))
 
     async def signal(self, number: int, *, all: bool) -> None:
         """Signal the process, or with *all* every one of the container. Raises as :meth:`kill`."""
@@ -359,7 +411,9 @@ class Init(Process):
         Raises:
             FailedPrecondition: it is running.
         """
-        if self.status is Status.CREATED:
+        if self.status is Status.CREATED and self._checkpoint:
+            self.exited.set()  # of a process that there never was
+        elif self.status is Status.CREATED:
             with suppress(NotFound):
                 self.kill(signal.SIGKILL)
             await self.exited.wait()

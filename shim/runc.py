@@ -3,8 +3,9 @@
 import json
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import MappingProxyType
 
 from runtimed.errors import DeadlineExceeded, FailedPrecondition, NotFound, RuntimedError
 from shim import failpoints, loop
@@ -14,11 +15,12 @@ from shim.options import Options
 # Seconds. Hooks run within create and start, so those may take their time. When one is over, runc is killed.
 _START_LIMIT_S = 120.0
 _LIMIT_S = 30.0
+_CRIU_LIMIT_S = 600.0  # all memory of the container is written or read
 
 _MAX_LOG = 1 << 20  # bytes of a log that are looked through, from its end
 _MAX_OUTPUT = 4 << 20  # bytes of what a command prints
 
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Runc:
@@ -102,6 +104,30 @@ class Runc:
         finally:
             os.close(fd)
 
+    async def checkpoint(self, id: str, arguments: Sequence[str], *, criu_config: str) -> None:
+        """Save a container; *criu_config* has options for CRIU that the runtime has none for."""
+        with _criu_config(criu_config) as environment:
+            await self._run("checkpoint", [*arguments, id], environment=environment, limit_s=_CRIU_LIMIT_S)
+
+    async def restore(
+        self,
+        id: str,
+        stdio: Sequence[int],
+        arguments: Sequence[str],
+        *,
+        pid_file: str,
+        console_socket: str = "",
+        criu_config: str,
+    ) -> None:
+        """Bring a container back, with the descriptors *stdio*; the pid of its first process is then in *pid_file*."""
+        args = ["--bundle", self._bundle, "--detach", "--pid-file", pid_file, *arguments]
+        if console_socket:
+            args += ["--console-socket", console_socket]
+        if self.options.no_pivot_root:
+            args.append("--no-pivot")
+        with _criu_config(criu_config) as environment:
+            await self._run("restore", [*args, id], stdio, environment=environment, limit_s=_CRIU_LIMIT_S)
+
     async def ps(self, id: str) -> list[int]:
         """Return the pids in the container's cgroup."""
         pids = json.loads(await self._run("ps", ["--format", "json", id]) or b"null")
@@ -122,6 +148,7 @@ class Runc:
         stdio: Sequence[int] | None = None,
         *,
         stdin: int | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
         limit_s: float = _LIMIT_S,
     ) -> bytes:
         """Run a command and return what it printed; nothing if it was given a container's *stdio*."""
@@ -133,7 +160,8 @@ class Runc:
         try:
             argv = self._argv(f"/proc/{os.getpid()}/fd/{log}", command, args)
             try:
-                child = self._children.spawn(argv, self._environment(), stdio or (stdin or null, output, output))
+                stdio = stdio or (stdin or null, output, output)
+                child = self._children.spawn(argv, {**self._environment(), **environment}, stdio)
             except OSError as exc:
                 raise FailedPrecondition(
                     f"OCI runtime {self.options.binary_name!r}: {exc.strerror}; install it on the PATH of the daemon,"
@@ -161,7 +189,18 @@ class Runc:
     @staticmethod
     def _environment() -> dict[str, str]:
         """No more than the runtime needs: its hooks inherit it. Two cores and a garbage collector it does not need."""
-        return {"PATH": os.environ.get("PATH", _DEFAULT_PATH), "GOMAXPROCS": "1", "GOGC": "off"}
+        return {"PATH": os.environ.get("PATH", DEFAULT_PATH), "GOMAXPROCS": "1", "GOGC": "off"}
+
+
+@contextmanager
+def _criu_config(config: str) -> Iterator[Mapping[str, str]]:
+    """Hold CRIU's configuration in a file for the time of the block; yields the environment by which CRIU finds it."""
+    fd = os.memfd_create("criu.conf")
+    try:
+        os.pwrite(fd, config.encode(), 0)
+        yield {"CRIU_CONFIG_FILE": f"/proc/{os.getpid()}/fd/{fd}"}
+    finally:
+        os.close(fd)
 
 
 async def _end_of(child: Child, limit_s: float) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from runtimed.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, os_errors
 from runtimed.identifiers import validate
-from shim import cgroup, loop, resources
+from shim import cgroup, checkpoint, loop, resources
 from shim import messages as pb
 from shim.events import Publisher
 from shim.exec import Exec as ExecProcess  # the RPC has the name Exec here
@@ -48,6 +48,7 @@ class TaskService:
             "Resume": pb.ResumeRequest,
             "ResizePty": pb.ResizePtyRequest,
             "CloseIO": pb.CloseIORequest,
+            "Checkpoint": pb.CheckpointTaskRequest,
             "Update": pb.UpdateTaskRequest,
             "Stats": pb.StatsRequest,
         }
@@ -70,8 +71,8 @@ class TaskService:
 
     async def Create(self, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
         validate(request.id, "task")
-        if request.checkpoint:
-            raise Unimplemented("restoring a task from a checkpoint")
+        if request.parent_checkpoint:
+            raise Unimplemented("restoring a task from a checkpoint with a parent")
         bundle = os.path.normpath(request.bundle)  # noqa: ASYNC240 - no I/O
         if not request.bundle.startswith("/"):
             raise InvalidArgument(f"bundle {request.bundle!r} must be an absolute path")
@@ -95,14 +96,21 @@ class TaskService:
                 with os_errors(f"shim cgroup {options.shim_cgroup!r}"):
                     for pid in (self._shim_pid, os.getpid()):  # keeper and worker, and so all workers to come
                         cgroup.join(options.shim_cgroup, pid)
-            await init.create(request.rootfs)
+            await init.create(request.rootfs, request.checkpoint)
         except BaseException:
             del self._tasks[init.id]
             raise
         # No await from the creation to here, so that an exit comes after this event.
         io = pb.TaskIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
         self._publisher.publish(
-            pb.TaskCreate(container_id=init.id, bundle=request.bundle, rootfs=request.rootfs, io=io, pid=init.pid)
+            pb.TaskCreate(
+                container_id=init.id,
+                bundle=request.bundle,
+                rootfs=request.rootfs,
+                io=io,
+                checkpoint=request.checkpoint,
+                pid=init.pid,
+            )
         )
         return pb.CreateTaskResponse(pid=init.pid)
 
@@ -207,6 +215,10 @@ class TaskService:
 
     async def Resume(self, request: pb.ResumeRequest) -> pb.Empty:
         await self._task(request.id).resume()
+        return pb.Empty()
+
+    async def Checkpoint(self, request: pb.CheckpointTaskRequest) -> pb.Empty:
+        await self._task(request.id).checkpoint(request.path, checkpoint.options_of(request.options))
         return pb.Empty()
 
     async def Update(self, request: pb.UpdateTaskRequest) -> pb.Empty:

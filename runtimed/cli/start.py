@@ -5,8 +5,8 @@ import msgspec
 
 from runtimed import labels
 from runtimed.api import containers_pb2 as containers
+from runtimed.api import runc_options_pb2, task_types_pb2
 from runtimed.api import snapshots_pb2 as snapshots
-from runtimed.api import task_types_pb2
 from runtimed.api import tasks_pb2 as tasks
 from runtimed.api.containers_pb2_grpc import ContainersStub
 from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
@@ -29,7 +29,7 @@ def start_command(settings: Settings, ids: tuple[str, ...]) -> int:
         failures = 0
         for id in ids:
             try:
-                await _start(client, id)
+                await start(client, id)
             except RuntimedError as exc:
                 failures += 1
                 note(str(exc))
@@ -40,7 +40,13 @@ def start_command(settings: Settings, ids: tuple[str, ...]) -> int:
     return run(settings, work)
 
 
-async def _start(client: Client, id: str) -> None:
+async def start(client: Client, id: str, checkpoint: str = "") -> None:
+    """Make and start a task of a container that has ended; from a checkpoint's directory, if one is given.
+
+    Raises:
+        NotFound: there is no such container, or no checkpoint.
+        FailedPrecondition: it is running.
+    """
     stub = ContainersStub(client.channel)
     record = (await client.call(stub.Get, containers.GetContainerRequest(id=id))).container
     process = Process(client, id)
@@ -56,12 +62,27 @@ async def _start(client: Client, id: str) -> None:
     has_terminal = bool(msgspec.json.decode(record.spec.value).get("process", {}).get("terminal"))
     uri = path.as_uri()
     create = tasks.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=uri, stderr=uri, terminal=has_terminal)
+    if checkpoint:
+        _restore_from(create, record, checkpoint)
     await client.call(TasksStub(client.channel).Create, create)
     try:
         await process.start()
     except RuntimedError:
         await process.delete()
         raise
+
+
+def _restore_from(create: tasks.CreateTaskRequest, record: containers.Container, checkpoint: str) -> None:
+    """Add to the runtime options of a container where its checkpoint is."""
+    options, given = runc_options_pb2.Options(), record.runtime.options
+    kind = options.DESCRIPTOR.full_name
+    if given.type_url:
+        if given.type_url.rpartition("/")[2] != kind:
+            raise FailedPrecondition(f"container {record.id!r}: its runtime has options of its own, not {kind}")
+        options.MergeFromString(given.value)
+    options.criu_image_path = checkpoint
+    create.options.type_url = kind
+    create.options.value = options.SerializeToString()
 
 
 async def _delete_ended(client: Client, process: Process) -> None:

@@ -156,11 +156,16 @@ class Pids(_Struct, frozen=True, kw_only=True):
     limit: int
 
 
-class Resources(_Struct, frozen=True, kw_only=True):
-    devices: tuple[DeviceRule, ...]
+class Limits(_Struct, frozen=True, kw_only=True):
+    """What a container may use; a limit that is None is not set, or not changed."""
+
     memory: Memory | None = None
     cpu: Cpu | None = None
     pids: Pids | None = None
+
+
+class Resources(Limits, frozen=True, kw_only=True):
+    devices: tuple[DeviceRule, ...]
 
 
 class Device(_Struct, frozen=True, kw_only=True):
@@ -340,21 +345,35 @@ def _linux(options: Options) -> Linux:
     )
 
 
+def limits(*, memory: int | None = None, cpus: float | None = None, pids: int | None = None) -> Limits:
+    """Return limits of memory in bytes, CPU time in cores, and processes with threads.
+
+    Raises:
+        InvalidArgument: a limit below what works.
+    """
+    if memory is not None and memory < _MIN_MEMORY:
+        raise InvalidArgument(f"memory limit of {memory} bytes is too little; give at least 6m")
+    if pids is not None and pids < 1:
+        raise InvalidArgument(f"pids limit {pids} must be at least 1")
+    cpu = None
+    if cpus is not None:
+        quota = int(cpus * _CPU_PERIOD_US) if 0 < cpus < 1 << 20 else 0
+        if quota < _MIN_CPU_QUOTA_US:
+            raise InvalidArgument(f"{cpus} cpus cannot be; give a number from 0.01 up")
+        cpu = Cpu(quota=quota, period=_CPU_PERIOD_US)
+    return Limits(
+        memory=None if memory is None else Memory(limit=memory),
+        cpu=cpu,
+        pids=None if pids is None else Pids(limit=pids),
+    )
+
+
 def _resources(options: Options) -> Resources:
     """The limits; of devices all are denied, to which the runtime adds the standard ones (null, zero, tty, ...)."""
-    if options.memory is not None and options.memory < _MIN_MEMORY:
-        raise InvalidArgument(f"memory limit of {options.memory} bytes is too little; give at least 6m")
-    if options.pids is not None and options.pids < 1:
-        raise InvalidArgument(f"pids limit {options.pids} must be at least 1")
-    cpu = None
-    if options.cpus is not None:
-        quota = int(options.cpus * _CPU_PERIOD_US) if 0 < options.cpus < 1 << 20 else 0
-        if quota < _MIN_CPU_QUOTA_US:
-            raise InvalidArgument(f"{options.cpus} cpus cannot be; give a number from 0.01 up")
-        cpu = Cpu(quota=quota, period=_CPU_PERIOD_US)
+    given = limits(memory=options.memory, cpus=options.cpus, pids=options.pids)
     return Resources(
         devices=(DeviceRule(allow=options.privileged, access="rwm"),),
-        memory=None if options.memory is None else Memory(limit=options.memory),
-        cpu=cpu,
-        pids=None if options.pids is None else Pids(limit=options.pids),
+        memory=given.memory,
+        cpu=given.cpu,
+        pids=given.pids,
     )

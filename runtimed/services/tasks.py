@@ -1,4 +1,4 @@
-"""The Tasks service. Checkpoint is not offered yet."""
+"""The Tasks service: containers at work, and what is done with them."""
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
@@ -10,7 +10,8 @@ from runtimed.errors import Unimplemented
 from runtimed.identifiers import validate
 from runtimed.metadata.containers import Opaque
 from runtimed.mounts import Mount
-from runtimed.services.context import Context, namespace_of, timestamp
+from runtimed.oci.descriptor import Descriptor
+from runtimed.services.context import Context, lease_of, namespace_of, timestamp
 from runtimed.tasks.client import Exit, Process, Stdio
 from runtimed.tasks.making import NewTask
 from runtimed.tasks.manager import TaskManager
@@ -23,8 +24,6 @@ class TasksService(TasksServicer):
         self._tasks = tasks
 
     async def Create(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
-        if request.checkpoint.digest:
-            raise Unimplemented(f"task {request.container_id}: restoring from a checkpoint")
         if request.task_api_address:
             raise Unimplemented(f"task {request.container_id}: joining a sandbox by its task API address")
         pid = await self._tasks.create(namespace_of(context), _new_task(request))
@@ -83,6 +82,16 @@ class TasksService(TasksServicer):
         await self._tasks.resume(namespace_of(context), request.container_id)
         return Empty()
 
+    async def Checkpoint(self, request: pb.CheckpointTaskRequest, context: Context) -> pb.CheckpointTaskResponse:
+        if request.parent_checkpoint:
+            raise Unimplemented(f"task {request.container_id}: a checkpoint with a parent")
+        options = Opaque(request.options.type_url, request.options.value)
+        namespace, lease = namespace_of(context), lease_of(context)
+        response = pb.CheckpointTaskResponse()
+        for blob in await self._tasks.checkpoint(namespace, request.container_id, options, lease):
+            response.descriptors.add(media_type=blob.media_type, digest=blob.digest, size=blob.size)
+        return response
+
     async def Update(self, request: pb.UpdateTaskRequest, context: Context) -> Empty:
         resources = Opaque(request.resources.type_url, request.resources.value)
         await self._tasks.update(namespace_of(context), request.container_id, resources, dict(request.annotations))
@@ -109,13 +118,16 @@ class TasksService(TasksServicer):
 
 
 def _new_task(request: pb.CreateTaskRequest) -> NewTask:
-    options = request.options
+    options, checkpoint = request.options, request.checkpoint
     return NewTask(
         id=request.container_id,
         rootfs=[Mount(mount.type, mount.source, mount.target, tuple(mount.options)) for mount in request.rootfs],
         stdio=Stdio(request.stdin, request.stdout, request.stderr, request.terminal),
         options=Opaque(options.type_url, options.value) if options.type_url else None,
         runtime=request.runtime_path,
+        checkpoint=Descriptor(media_type=checkpoint.media_type, digest=checkpoint.digest, size=checkpoint.size)
+        if checkpoint.digest
+        else None,
     )
 
 

@@ -122,9 +122,11 @@ class TaskClient:
         response = await self._call("Connect", pb.ConnectRequest(id=self._id), pb.ConnectResponse, timeout_s)
         return response.shim_pid
 
-    async def create(self, bundle: Path, rootfs: Sequence[Mount], stdio: Stdio, options: Opaque) -> int:
-        """Create the init process; return its pid."""
-        request = pb.CreateTaskRequest(id=self._id, bundle=str(bundle), **_stdio(stdio))
+    async def create(
+        self, bundle: Path, rootfs: Sequence[Mount], stdio: Stdio, options: Opaque, checkpoint: str = ""
+    ) -> int:
+        """Create the init process; return its pid: 0 if it is to be restored from the directory *checkpoint*."""
+        request = pb.CreateTaskRequest(id=self._id, bundle=str(bundle), checkpoint=checkpoint, **_stdio(stdio))
         for mount in rootfs:
             request.rootfs.add(type=mount.type, source=mount.source, target=mount.target, options=mount.options)
         if options.type_url:
@@ -181,6 +183,13 @@ class TaskClient:
 
     async def resume(self) -> None:
         await self._call("Resume", pb.ResumeRequest(id=self._id), Empty)
+
+    async def checkpoint(self, path: str, options: Opaque) -> None:
+        """Save the task to the directory *path*."""
+        request = pb.CheckpointTaskRequest(id=self._id, path=path)
+        if options.type_url:
+            request.options.CopyFrom(_any(options))
+        await self._call("Checkpoint", request, Empty)
 
     async def update(self, resources: Opaque, annotations: Mapping[str, str]) -> None:
         """Change limits."""

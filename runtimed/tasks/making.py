@@ -10,8 +10,10 @@ from runtimed.metadata import containers
 from runtimed.metadata.containers import Opaque
 from runtimed.metadata.db import Database
 from runtimed.mounts import Mount
+from runtimed.oci.descriptor import Descriptor
 from runtimed.rollback import Rollback
 from runtimed.tasks.bundle import Bundle, group_of
+from runtimed.tasks.checkpoints import Checkpoints
 from runtimed.tasks.client import Stdio, TaskClient
 from runtimed.tasks.ending import CONNECT_WITHIN_S, Endings
 from runtimed.tasks.groups import Groups
@@ -32,6 +34,7 @@ class NewTask:
     stdio: Stdio = Stdio()
     options: Opaque | None = None  # None: those of the container
     runtime: str = ""  # a shim's path; "": the runtime of the container
+    checkpoint: Descriptor | None = None  # what it is to be restored from
 
 
 class Maker:
@@ -43,6 +46,7 @@ class Maker:
         table: Table,
         groups: Groups,
         launcher: Launcher,
+        checkpoints: Checkpoints,
         endings: Endings,
         *,
         default_runtime: str,
@@ -51,6 +55,7 @@ class Maker:
         self._table = table
         self._groups = groups
         self._launcher = launcher
+        self._checkpoints = checkpoints
         self._endings = endings
         self._default_runtime = default_runtime
         self._making: set[asyncio.Task[object]] = set()
@@ -87,6 +92,7 @@ class Maker:
             await blocking(bundle.create, container.spec.value)
             # Before the shim is there: it may be started half-way when that fails.
             steps.undo("clean up after the shim", self._endings.clean_up, bundle)
+            checkpoint = await self._checkpoints.place(bundle, new.checkpoint, options)
             await hit_async("create.bundle")
             async with self._groups.locked(bundle.namespace, group):
                 joins = self._groups.shim(bundle.namespace, group, program.binary)
@@ -96,7 +102,8 @@ class Maker:
             client = await TaskClient.connect(endpoint, bundle.id, CONNECT_WITHIN_S)
             steps.undo("disconnect from the shim", client.close)
             await hit_async("create.connected")
-            creating = asyncio.create_task(client.create(bundle.path, new.rootfs, new.stdio, options))
+            create = client.create(bundle.path, new.rootfs, new.stdio, options, checkpoint)
+            creating = asyncio.create_task(create)
             # A client that leaves cannot cancel what the shim does. Let it end before the shim is ended, or the
             # container would come into being with nobody to see it.
             steps.undo("wait for the shim's answer", settled, creating, _CREATE_ENDS_WITHIN_S)

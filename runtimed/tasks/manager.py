@@ -15,9 +15,12 @@ from runtimed.errors import DeadlineExceeded, NotFound, Unavailable
 from runtimed.events import EventBus
 from runtimed.failpoints import hit_async
 from runtimed.metadata.containers import Opaque
+from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
+from runtimed.oci.descriptor import Descriptor
 from runtimed.tasks.background import Background
 from runtimed.tasks.bundle import Bundle
+from runtimed.tasks.checkpoints import Checkpoints
 from runtimed.tasks.client import Exit, Process, Status, Stdio
 from runtimed.tasks.ending import STATE_WITHIN_S, Endings
 from runtimed.tasks.exits import Exits, Waits
@@ -50,6 +53,7 @@ class TaskManager:
         db: Database,
         events: EventBus,
         launcher: Launcher,
+        content: Content,
         *,
         root: Path,
         state: Path,
@@ -58,12 +62,15 @@ class TaskManager:
         self._root = root
         self._state = state
         self._table = Table()
+        self._checkpoints = Checkpoints(db, content)
         self._background = Background()
         self._waits = Waits()
         self._exits = Exits(events, self._table)
         self._groups = groups = Groups()
         self._endings = Endings(self._table, groups, launcher, self._exits, self._background)
-        self._maker = Maker(db, self._table, groups, launcher, self._endings, default_runtime=default_runtime)
+        self._maker = Maker(
+            db, self._table, groups, launcher, self._checkpoints, self._endings, default_runtime=default_runtime
+        )
         self._loader = Loader(self._table, groups, launcher, self._endings, self._exits, self._background)
 
     # Start and stop of the daemon
@@ -228,6 +235,11 @@ class TaskManager:
     async def update(self, namespace: str, id: str, resources: Opaque, annotations: Mapping[str, str]) -> None:
         """Change what a task may use. Raises InvalidArgument for what are no resources."""
         await self._table.get(namespace, id).client.update(resources, annotations)
+
+    async def checkpoint(self, namespace: str, id: str, options: Opaque, lease: str) -> Sequence[Descriptor]:
+        """Save a task; return the blobs that it is restored from, held by *lease*. See :meth:`Checkpoints.take`."""
+        task = self._table.get(namespace, id)
+        return await self._checkpoints.take(task.bundle, task.client, options, lease)
 
     async def metrics(self, namespace: str, filters: Sequence[str]) -> Sequence[Metric]:
         """Return what those tasks use that the filters mean."""

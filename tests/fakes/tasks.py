@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from runtimed.config import Config
+from runtimed.content.local import LocalStore
 from runtimed.events import EventBus, Subscription
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Container, Opaque
+from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.rpc import ttrpc
 from runtimed.services.events import TTRPC_NAME, ttrpc_service
@@ -66,8 +68,15 @@ class TaskDaemon:
             f"{address}.ttrpc",
             runc_root=self.state / "runc",
         )
+        self.content = Content(self.database, LocalStore(self.root / "content"))
         self.tasks = TaskManager(
-            self.database, self.events, launcher, root=self.root, state=self.state, default_runtime="none.at.all"
+            self.database,
+            self.events,
+            launcher,
+            self.content,
+            root=self.root,
+            state=self.state,
+            default_runtime="none.at.all",
         )
         await self.tasks.load()
         self._subscribed = self.events.subscribe()

@@ -305,7 +305,13 @@ async def test_a_shim_without_its_task_is_ended_at_the_start(daemon, shim):
     await daemon.topics("/fake/creating")
     pid = daemon.shim_pid("t1")
     manager = TaskManager(
-        daemon.database, daemon.events, daemon.launcher, root=daemon.root, state=daemon.state, default_runtime=""
+        daemon.database,
+        daemon.events,
+        daemon.launcher,
+        daemon.content,
+        root=daemon.root,
+        state=daemon.state,
+        default_runtime="",
     )
     await manager.load()  # as a daemon that comes after one that died in the middle
     assert not daemon.bundle("t1").exists()

@@ -1,0 +1,81 @@
+"""``rctl update``, ``rctl pause`` and ``rctl resume``."""
+
+from collections.abc import Awaitable, Callable
+
+import click
+import msgspec
+
+from runtimed.api import tasks_pb2 as pb
+from runtimed.api.tasks_pb2_grpc import TasksStub
+from runtimed.cli import options
+from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.output import note, print_lines
+from runtimed.errors import RuntimedError
+from runtimed.oci import runtime_spec
+
+_KIND = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+
+
+@click.command("update", short_help="Change the limits of running containers.")
+@click.option("--memory", metavar="SIZE", help="How much memory it may use, as 512m.")
+@click.option("--cpus", type=float, metavar="N", help="How much CPU time it gets, as 1.5.")
+@click.option("--pids-limit", type=int, metavar="N", help="How many processes and threads it may have.")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.pass_obj
+def update_command(
+    settings: Settings, memory: str | None, cpus: float | None, pids_limit: int | None, ids: tuple[str, ...]
+) -> int:
+    """Change the limits of running containers, until they end; limits that are not given stay."""
+    if memory is None and cpus is None and pids_limit is None:
+        raise click.UsageError("give a limit: --memory, --cpus or --pids-limit")
+    limits = runtime_spec.limits(memory=options.memory(memory), cpus=cpus, pids=pids_limit)
+    document = msgspec.json.encode(limits)
+
+    async def update(client: Client, id: str) -> None:
+        request = pb.UpdateTaskRequest(container_id=id)
+        request.resources.type_url, request.resources.value = _KIND, document
+        await client.call(TasksStub(client.channel).Update, request)
+
+    return _each(settings, ids, update)
+
+
+@click.command("pause", short_help="Stop containers where they are, until they are resumed.")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.pass_obj
+def pause_command(settings: Settings, ids: tuple[str, ...]) -> int:
+    """Stop all processes of containers where they are, until 'rctl resume'."""
+
+    async def pause(client: Client, id: str) -> None:
+        await client.call(TasksStub(client.channel).Pause, pb.PauseTaskRequest(container_id=id))
+
+    return _each(settings, ids, pause)
+
+
+@click.command("resume", short_help="Let paused containers go on.")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.pass_obj
+def resume_command(settings: Settings, ids: tuple[str, ...]) -> int:
+    """Let paused containers go on."""
+
+    async def resume(client: Client, id: str) -> None:
+        await client.call(TasksStub(client.channel).Resume, pb.ResumeTaskRequest(container_id=id))
+
+    return _each(settings, ids, resume)
+
+
+def _each(settings: Settings, ids: tuple[str, ...], action: Callable[[Client, str], Awaitable[None]]) -> int:
+    """Do *action* with each container, and say which it worked for; one that fails does not keep it from others."""
+
+    async def work(client: Client) -> int:
+        failures = 0
+        for id in ids:
+            try:
+                await action(client, id)
+            except RuntimedError as exc:
+                failures += 1
+                note(str(exc))
+            else:
+                print_lines([id])
+        return 1 if failures else 0
+
+    return run(settings, work)

@@ -197,7 +197,13 @@ async def test_a_daemon_that_lacks_descriptors_at_its_start_takes_no_shim_for_de
     with monkeypatch.context() as lacking:
         lacking.setattr("runtimed.rpc.ttrpc.socket.socket", _no_descriptor)
         manager = TaskManager(
-            daemon.database, EventBus(), daemon.launcher, root=daemon.root, state=daemon.state, default_runtime=""
+            daemon.database,
+            EventBus(),
+            daemon.launcher,
+            daemon.content,
+            root=daemon.root,
+            state=daemon.state,
+            default_runtime="",
         )
         await manager.load()
         assert (await manager.get(NS, "t1")).status is Status.UNKNOWN

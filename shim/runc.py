@@ -173,6 +173,9 @@ class Runc:
                 raise DeadlineExceeded(f"OCI runtime {command}: killed after {limit_s:g} s without an end")
             if status:
                 text = _last_error(log) or _last_line(printed) or f"exit status {status}"
+                if command in {"checkpoint", "restore"} and "unknown command" in text:
+                    binary = self.options.binary_name
+                    raise FailedPrecondition(f"OCI runtime {binary!r} was built without checkpoints; use runc")
                 raise RuntimedError(f"OCI runtime {command} failed: {text}")
             return printed
         finally:

@@ -27,7 +27,8 @@ _OPTIONS = [
     # Of a socket's path grpc would make an authority that Go's server refuses.
     ("grpc.default_authority", "localhost"),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite the name, how long the first words of a connection may take: a daemon that has much to do is not lost.
+    ("grpc.min_reconnect_backoff_ms", 15_000),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 _MAX_SOCKET_PATH = 107  # bytes; unix(7)

@@ -32,37 +32,40 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """The shim is gone, and with it the container."""
+class Missing:
+    """The shim is gone, or has no such task. is_told: somebody may know of the task, and is to hear of its end.
 
-    ended: Ended
+    Where it is not told, the daemon died while the task was made; `client` is the shim's then, if that lives.
+    """
+
+    is_told: bool
+    client: TaskClient | None = None
 
 
-async def recover(launcher: Launcher, clean_up: CleanUp, bundle: Bundle) -> Found | Lost | None:
-    """Connect to the shim of *bundle*; where that is gone, clean up after it.
+async def find(launcher: Launcher, bundle: Bundle) -> Found | Missing:
+    """Connect to the shim of *bundle*. Waits for some seconds at most.
 
-    None: the daemon died while the task was made, and nobody was told that there is one. Then it is gone now, and its
-    name is free. Nothing in here waits long for a shim, but cleaning up can take some seconds.
+    A container is given up only where nobody listens on its shim's socket, or where the shim says that it has no such
+    task. Any other failure (its queue is full, it is stopped, we lack descriptors) says nothing of the container.
+
+    Raises:
+        RuntimedError: the bundle cannot be read now.
     """
     endpoint = await blocking(bundle.endpoint)
     is_created = await blocking(bundle.is_created)
-    client = None
-    if endpoint is not None:
-        try:
-            client = await TaskClient.connect(endpoint, bundle.id, _ANSWERS_WITHIN_S)
-        except Unavailable:
-            pass  # nobody listens: it is gone
-        except RuntimedError as exc:  # its queue is full, or we lack descriptors, say: no reason to end a container
-            if is_created:
-                log.warning("a shim cannot be connected to", extra=named(bundle, endpoint) | {"error": str(exc)})
-                return Found(endpoint, TaskClient.unconnected(endpoint, bundle.id), 0)
-    if client is None or not is_created:
-        if client is not None:
-            await _creation_ended(client)
-            await client.close()
-        ended = await clean_up(bundle)
-        return Lost(ended) if is_created else None
-    assert endpoint is not None
+    if endpoint is None:
+        return Missing(is_created)
+    try:
+        client = await TaskClient.connect(endpoint, bundle.id, _ANSWERS_WITHIN_S)
+    except Unavailable:
+        return Missing(is_created)
+    except RuntimedError as exc:
+        if not is_created:
+            return Missing(is_told=False)
+        log.warning("a shim cannot be connected to", extra=named(bundle, endpoint) | {"error": str(exc)})
+        return Found(endpoint, TaskClient.unconnected(endpoint, bundle.id), 0)
+    if not is_created:
+        return Missing(is_told=False, client=client)
     pid = 0
     try:
         pid = (await client.state("", _ANSWERS_WITHIN_S)).pid
@@ -70,12 +73,20 @@ async def recover(launcher: Launcher, clean_up: CleanUp, bundle: Bundle) -> Foun
             endpoint = identified(endpoint, await client.shim_pid(_ANSWERS_WITHIN_S))
     except (NotFound, Unavailable):  # it serves, but has no such task: the daemon died while it was deleted
         await client.close()
-        return Lost(await clean_up(bundle))
+        return Missing(is_told=True)
     except RuntimedError as exc:
         log.warning("a shim does not answer", extra=named(bundle, endpoint) | {"error": str(exc)})
     if await blocking(bundle.shim):
         await launcher.open_log(bundle)
     return Found(endpoint, client, pid)
+
+
+async def give_up(clean_up: CleanUp, bundle: Bundle, missing: Missing) -> Ended:
+    """Remove what is left of a task; return how it ended. Can take some seconds. Raises RuntimedError."""
+    if missing.client is not None:
+        await _creation_ended(missing.client)
+        await missing.client.close()
+    return await clean_up(bundle)
 
 
 async def _creation_ended(client: TaskClient) -> None:

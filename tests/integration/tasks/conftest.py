@@ -14,6 +14,12 @@ from tests.fakes.tasks import NS, TaskDaemon, process, short_home
 BUSYBOX = Path("/bin/busybox")
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """Have a start wait for all that is to be cleaned up, however busy the machine is."""
+    monkeypatch.setattr("runtimed.tasks.loading._ALL_LOADED_WITHIN_S", 60.0)
+
+
 @pytest.fixture
 def home():
     with short_home() as home:
@@ -57,7 +63,10 @@ def spec(rootfs, cgroup):
             "ociVersion": "1.0.2",
             "root": {"path": str(rootfs)},
             "process": process(script),
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": [  # /dev, so that several can be made at once over the same rootfs
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            ],
             "linux": {
                 "cgroupsPath": f"{cgroup}/{secrets.token_hex(4)}",
                 "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],

@@ -26,6 +26,7 @@ from runtimed.tasks.launch import Launcher
 from runtimed.tasks.making import NewTask
 from runtimed.tasks.manager import TaskManager
 from runtimed.tasks.nursery import Nursery
+from tests.processes import children
 
 NS = "default"
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -130,6 +131,14 @@ class TaskDaemon:
 def process(script: str) -> dict[str, object]:
     """Return the ``process`` of a spec that has busybox run *script*."""
     return {"cwd": "/", "args": ["/bin/busybox", "sh", "-c", script], "user": {"uid": 0, "gid": 0}}
+
+
+def signal_shim(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a shim of ours: its keeper *pid*, and the worker that serves for it, if it has one now."""
+    for process in [pid, *children(pid)]:
+        with suppress(OSError):
+            if (Path(f"/proc/{process}/comm")).read_text() == "runtimed-shim\n":
+                os.kill(process, number)
 
 
 async def gone(pid: int) -> None:

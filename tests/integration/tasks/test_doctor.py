@@ -23,7 +23,7 @@ from runtimed.metadata.containers import Container, Opaque
 from runtimed.mounts import mounts_below
 from runtimed.tasks.bundle import DIRECTORY
 from runtimed.tasks.client import Status
-from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone
+from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone, signal_shim
 
 pytestmark = pytest.mark.root
 
@@ -172,12 +172,12 @@ async def test_a_task_that_does_not_answer_or_has_no_record_and_a_record_without
         id="lacking", runtime="x", spec=Opaque(SPEC_TYPE, b"{}"), snapshotter="overlayfs", snapshot_key="none"
     )
     await daemon.database.write(containers.create, NS, lacking)
-    os.kill(daemon.shim_pid("stuck"), signal.SIGSTOP)
+    signal_shim(daemon.shim_pid("stuck"), signal.SIGSTOP)
     try:
         found = {(finding.kind, finding.what) for finding in await doctor().check(repair=True) if finding.is_left}
     finally:
         with suppress(ProcessLookupError):
-            os.kill(daemon.shim_pid("stuck"), signal.SIGCONT)
+            signal_shim(daemon.shim_pid("stuck"), signal.SIGCONT)
     assert found == {("task", f"{NS}/stuck"), ("task", f"{NS}/unrecorded"), ("record", f"{NS}/lacking")}
 
 

@@ -14,7 +14,7 @@ from runtimed.config import DEFAULT_RUNTIME
 from runtimed.errors import NotFound, RuntimedError
 from runtimed.metadata.containers import Opaque
 from runtimed.tasks.client import Process, Status, Stdio
-from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone, process
+from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone, process, signal_shim
 
 pytestmark = pytest.mark.root
 
@@ -198,16 +198,16 @@ async def test_of_a_group_only_the_half_made_one_is_undone_at_the_start(daemon, 
 async def test_a_stuck_shim_refuses_a_further_container_and_says_whose_it_is(daemon, pods):
     await pods.run("a")
     shim = daemon.shim_pid("a")
-    os.kill(shim, signal.SIGSTOP)
+    signal_shim(shim, signal.SIGSTOP)
     with pytest.raises(RuntimedError, match=rf"task b: the shim of its group pod \(pid {shim}\) does not answer"):
         await pods.create("b")
-    os.kill(shim, signal.SIGCONT)
+    signal_shim(shim, signal.SIGCONT)
     assert await pods.states() == {"a": Status.RUNNING}
 
 
 async def test_a_stuck_shim_that_is_ended_for_one_of_its_tasks_ends_them_all(daemon, pods):
     pids = [await pods.run(id) for id in "ab"]
-    os.kill(daemon.shim_pid("a"), signal.SIGSTOP)
+    signal_shim(daemon.shim_pid("a"), signal.SIGSTOP)
     assert (await daemon.tasks.delete(NS, "a")).status == 137
     assert await pods.exits(2) == {"a": 137, "b": 137}
     for pid in pids:

@@ -22,7 +22,7 @@ from runtimed.tasks.bundle import DIRECTORY
 from runtimed.tasks.client import Status
 from runtimed.tasks.making import NewTask
 from runtimed.tasks.manager import TaskManager
-from tests.fakes.tasks import NS, TaskDaemon, gone
+from tests.fakes.tasks import NS, TaskDaemon, gone, signal_shim
 
 pytestmark = pytest.mark.root
 
@@ -48,7 +48,7 @@ async def next_exit(told: Subscription, limit_s: float = 10) -> TaskExit:
 async def test_one_stuck_shim_among_many_costs_nobody_else_anything(daemon, spec):
     pids = {f"t{number}": await run(daemon, spec, f"t{number}") for number in range(8)}
     stuck = daemon.shim_pid("t3")
-    os.kill(stuck, signal.SIGSTOP)
+    signal_shim(stuck, signal.SIGSTOP)
     try:
         await daemon.stop()
         async with asyncio.timeout(30):
@@ -56,7 +56,7 @@ async def test_one_stuck_shim_among_many_costs_nobody_else_anything(daemon, spec
         async with asyncio.timeout(30):
             states = {state.container_id: (state.pid, state.status) for state in await daemon.tasks.list(NS)}
     finally:
-        os.kill(stuck, signal.SIGCONT)
+        signal_shim(stuck, signal.SIGCONT)
     wanted = {id: (pid, Status.RUNNING) for id, pid in pids.items()} | {"t3": (0, Status.UNKNOWN)}
     assert states == wanted
     assert (await daemon.tasks.get(NS, "t3")).status is Status.RUNNING  # it goes on where it was
@@ -167,7 +167,7 @@ async def test_a_stuck_shim_whose_queue_is_full_is_not_taken_for_dead(daemon, sp
     pid = await run(daemon, spec, "t1")
     shim = daemon.shim_pid("t1")
     path = str(next((daemon.state / "s").iterdir()))
-    os.kill(shim, signal.SIGSTOP)
+    signal_shim(shim, signal.SIGSTOP)
     queued = []
     with suppress(BlockingIOError):
         while True:
@@ -186,7 +186,7 @@ async def test_a_stuck_shim_whose_queue_is_full_is_not_taken_for_dead(daemon, sp
     finally:
         for sock in queued:
             sock.close()
-        os.kill(shim, signal.SIGCONT)
+        signal_shim(shim, signal.SIGCONT)
     async with asyncio.timeout(30):
         while (state := await daemon.tasks.get(NS, "t1")).status is Status.UNKNOWN:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # the shim's state, which tells nobody

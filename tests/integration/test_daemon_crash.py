@@ -38,13 +38,14 @@ def nothing_of_tasks(daemon: PrivateDaemon) -> None:
 
 
 def shims(daemon: PrivateDaemon) -> list[int]:
-    """Return the pids of the shims that work in one of the daemon's bundles, deleted ones too."""
+    """Return the pids of the shims (not their workers) that work in one of the daemon's bundles, deleted ones too."""
     bundles = f"{daemon.state}/io.containerd.runtime.v2.task/"
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            is_shim = (entry / "comm").read_text() == "runtimed-shim\n"
-            if is_shim and str((entry / "cwd").readlink()).startswith(bundles):
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            is_keeper = [(place / "comm").read_text() == "runtimed-shim\n" for place in (entry, Path("/proc", parent))]
+            if is_keeper == [True, False] and str((entry / "cwd").readlink()).startswith(bundles):
                 found.append(int(entry.name))
     return found
 

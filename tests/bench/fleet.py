@@ -3,6 +3,7 @@
 import argparse
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +14,7 @@ from tests.bench.samples import GO, OURS, Row, Sample, alternate
 from tests.bench.sides import Ours, Theirs, both, run
 
 _AT_ONCE = 8
+_REST_WITHIN_S = 60
 
 
 def suite(args: argparse.Namespace) -> list[Row]:
@@ -47,12 +49,21 @@ def _round(side: Ours | Theirs, image: str, count: int) -> tuple[Sample, float, 
 
     try:
         sample = side.account.run(start_all, settle=False)
-        found = [memory(pid) for pid in shims_of(side.state)]
-        assert len(found) == count, f"{len(found)} shims for {count} containers"
+        found = [memory(pid) for pid in _at_rest(side.state, count)]
     finally:
         for command in (("task", "rm", "-f"), ("container", "rm")):
             subprocess.run(side.ctr(*command, *ids), capture_output=True, timeout=120, check=False)
     return sample, sum(uss for uss, _ in found) / count, sum(pss for _, pss in found) / count
+
+
+def _at_rest(state: Path, count: int) -> list[int]:
+    """Return the *count* shims below *state*, once those that start a further process to work have ended it."""
+    for _ in range(_REST_WITHIN_S * 10):
+        found = list(shims_of(state))
+        if len(found) == count:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{len(found)} shims for {count} containers")
 
 
 def shims_of(state: Path) -> Iterator[int]:

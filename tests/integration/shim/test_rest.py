@@ -1,6 +1,7 @@
 """A shim at rest: its worker has ended, and what happens has the keeper start another."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -164,6 +165,33 @@ async def test_a_terminal_goes_on(shim, bundle, fifo):
     await shim.delete("t1")
     os.close(reader)
     os.close(writer)
+
+
+async def test_a_log_in_kubernetes_format_goes_on(shim, bundle, fifo, tmp_path):
+    stdin, log = fifo("in"), tmp_path / "log"
+    await shim.run("t1", bundle("exec cat"), stdin=str(stdin), stdout=f"cri://{log}")
+    writer = os.open(stdin, os.O_WRONLY)
+    os.write(writer, b"one\nhalf")
+    await eventually(lambda: b" stdout F one\n" in log.read_bytes())
+    await shim.rested()
+    os.write(writer, b" line\n")
+    await eventually(lambda: b" stdout F half line\n" in log.read_bytes())
+    os.close(writer)
+    await shim.kill("t1")
+    assert (await shim.wait("t1")).exit_status == 137
+
+
+async def test_running_out_of_memory_is_told(shim, bundle):
+    path = bundle("exec sleep 300")
+    spec = json.loads((path / "config.json").read_text())
+    spec["linux"]["resources"] = {"memory": {"limit": 16 << 20}}
+    (path / "config.json").write_text(json.dumps(spec))
+    await shim.run("t1", path)
+    await shim.rested()
+    await shim.exec("t1", "e2", "exec tail /dev/zero")
+    await shim.Start(pb.StartRequest(id="t1", exec_id="e2"))
+    assert (await shim.wait("t1", "e2")).exit_status == 137
+    await shim.events.of("/tasks/oom")
 
 
 async def test_a_container_that_is_paused_can_be_resumed(shim, bundle):

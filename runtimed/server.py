@@ -151,7 +151,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
             (_service(diff_pb2, "Diff"), DiffService(content, pool, snapshotters, events)),
             (_service(tasks_pb2, "Tasks"), TasksService(tasks)),
-            (_service(doctor_pb2, "Doctor"), DoctorService(doctor)),
+            (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
             (_service(streaming_pb2, "Streaming"), StreamingService(streams)),
             (

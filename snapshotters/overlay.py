@@ -169,6 +169,11 @@ class OverlaySnapshotter:
     def layer_directory(self) -> Path | None:
         return self._dirs.new if self._takes_files else None
 
+    def layer_files(self) -> Mapping[str, Path]:
+        return {
+            name: file for name, id in self._records.names().items() if (file := self._layers.committed(id)).exists()
+        }
+
     def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Snapshot:
         # The directory gets its place last, so that whatever is in `snapshots` is either whole or unknown.
         with os_errors(f"snapshot {key!r}"), self._dirs.making() as fresh:

@@ -39,6 +39,11 @@ class DoctorStub:
                 request_serializer=runtimed_dot_api_dot_doctor__pb2.CheckRequest.SerializeToString,
                 response_deserializer=runtimed_dot_api_dot_doctor__pb2.CheckResponse.FromString,
                 _registered_method=True)
+        self.CheckLayers = channel.unary_unary(
+                '/runtimed.v1.Doctor/CheckLayers',
+                request_serializer=runtimed_dot_api_dot_doctor__pb2.CheckLayersRequest.SerializeToString,
+                response_deserializer=runtimed_dot_api_dot_doctor__pb2.CheckLayersResponse.FromString,
+                _registered_method=True)
 
 
 class DoctorServicer:
@@ -51,6 +56,13 @@ class DoctorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckLayers(self, request, context):
+        """Reads every layer that a snapshotter keeps as a file, of all namespaces. As long as that takes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DoctorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_DoctorServicer_to_server(servicer, server):
                     servicer.Check,
                     request_deserializer=runtimed_dot_api_dot_doctor__pb2.CheckRequest.FromString,
                     response_serializer=runtimed_dot_api_dot_doctor__pb2.CheckResponse.SerializeToString,
+            ),
+            'CheckLayers': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckLayers,
+                    request_deserializer=runtimed_dot_api_dot_doctor__pb2.CheckLayersRequest.FromString,
+                    response_serializer=runtimed_dot_api_dot_doctor__pb2.CheckLayersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class Doctor:
             '/runtimed.v1.Doctor/Check',
             runtimed_dot_api_dot_doctor__pb2.CheckRequest.SerializeToString,
             runtimed_dot_api_dot_doctor__pb2.CheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckLayers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtimed.v1.Doctor/CheckLayers',
+            runtimed_dot_api_dot_doctor__pb2.CheckLayersRequest.SerializeToString,
+            runtimed_dot_api_dot_doctor__pb2.CheckLayersResponse.FromString,
             options,
             channel_credentials,
             insecure,

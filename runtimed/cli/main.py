@@ -36,6 +36,7 @@ _COMMANDS = {
     "rmi": "images",
     "inspect": "inspect",
     "events": "events",
+    "snapshots": "snapshots",
     "gc": "gc",
     "info": "server",
     "doctor": "doctor",

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from runtimed import identifiers
 from runtimed.errors import AlreadyExists, FailedPrecondition, NotFound, RuntimedError
@@ -24,7 +25,7 @@ from runtimed.labels import SNAPSHOT_REF, checked
 from runtimed.metadata import snapshot_rows
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshot_rows import Row
-from runtimed.snapshots.snapshotter import Info, Kind, Mounts, Snapshotter, Usage
+from runtimed.snapshots.snapshotter import Info, Kind, LayerFiles, Mounts, Snapshotter, Usage
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,16 @@ class Snapshots:
         kinds = {info.name: info.kind for info in self.snapshotter.list()}
         infos = [row.info(kinds[row.backend_key]) for row in rows if row.backend_key in kinds]
         return [info for info in infos if wanted.match(lambda path, info=info: _field(info, path))]  # type: ignore[misc]
+
+    def layer_files(self) -> Sequence[tuple[str, str, str, Path]]:
+        """Return namespace, name, parent and path of each committed snapshot that is a file, in all namespaces."""
+        if not isinstance(self.snapshotter, LayerFiles):
+            return []
+        files = self.snapshotter.layer_files()
+        with self._db.reading() as tx:
+            rows = snapshot_rows.every(tx, self.name)
+        found = [row for row in rows if row.backend_key in files]
+        return [(row.namespace, row.key, row.parent, files[row.backend_key]) for row in found]
 
     def _create(
         self,

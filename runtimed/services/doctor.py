@@ -1,16 +1,23 @@
 """The Doctor service, which is ours alone."""
 
+from collections.abc import Mapping
+
 from runtimed.api import doctor_pb2 as pb
 from runtimed.api.doctor_pb2_grpc import DoctorServicer
 from runtimed.doctor.doctor import Doctor
+from runtimed.images.checking import check_layers
+from runtimed.metadata.snapshots import Snapshots
 from runtimed.services.context import Context, timestamp
+from runtimed.workers.pool import Pool
 
 
 class DoctorService(DoctorServicer):
     """Needs no namespace: what is stray may belong to any, or to none."""
 
-    def __init__(self, doctor: Doctor) -> None:
+    def __init__(self, doctor: Doctor, snapshotters: Mapping[str, Snapshots], pool: Pool) -> None:
         self._doctor = doctor
+        self._snapshotters = snapshotters
+        self._pool = pool
 
     async def Check(self, request: pb.CheckRequest, context: Context) -> pb.CheckResponse:
         findings = await self._doctor.check(repair=request.repair)
@@ -26,4 +33,17 @@ class DoctorService(DoctorServicer):
             )
         for fact in await self._doctor.facts():
             response.facts.add(name=fact.name, value=fact.value, warning=fact.warning)
+        return response
+
+    async def CheckLayers(self, request: pb.CheckLayersRequest, context: Context) -> pb.CheckLayersResponse:
+        response = pb.CheckLayersResponse()
+        for layer in await check_layers(self._snapshotters.values(), self._pool):
+            response.layers.add(
+                snapshotter=layer.snapshotter,
+                namespace=layer.namespace,
+                name=layer.name,
+                path=str(layer.path),
+                size=layer.size,
+                error=layer.error,
+            )
         return response

@@ -50,9 +50,13 @@ class Layers:
         """Return where the layer file of the active snapshot *id* is, if it has one."""
         return self._directories.path(id) / "unpacked.erofs"
 
+    def committed(self, id: str) -> Path:
+        """Return where the layer file of the committed snapshot *id* is, if it has one."""
+        return self._directories.path(id) / "layer.erofs"
+
     def show(self, id: str) -> Path | None:
         """Return where the layer of the committed snapshot *id* is mounted, now if it was not; None: it is no file."""
-        return self._mount(id, self._committed(id))
+        return self._mount(id, self.committed(id))
 
     def show_unpacked(self, id: str) -> Path | None:
         """Like :meth:`show`, of an active snapshot."""
@@ -122,22 +126,19 @@ class Layers:
             if is_all:
                 upper.rmdir()
             hit("layer.alone")
-            self.unpacked(id).rename(self._committed(id))
+            self.unpacked(id).rename(self.committed(id))
             hit("layer.named")
             with opened(self._directories.path(id)) as fd:
                 os.fsync(fd)
 
     def roll_back(self, id: str, upper: Path) -> None:
         """Bring the active snapshot *id* to where it was before :meth:`commit`, also after a crash."""
-        for image in (self._committed(id), self.unpacked(id)):
+        for image in (self.committed(id), self.unpacked(id)):
             if image.exists():
                 if not upper.exists():
                     upper.mkdir()
                     look_like(upper, _root_of(image))
                 image.rename(self.unpacked(id))
-
-    def _committed(self, id: str) -> Path:
-        return self._directories.path(id) / "layer.erofs"
 
     def _mount(self, id: str, image: Path) -> Path | None:
         if not image.exists():

@@ -210,6 +210,12 @@ class Records:
             found = self._conn.execute("SELECT id FROM snapshots WHERE ? IS NULL OR kind = ?", (kind, kind))
             return {str(id) for (id,) in found}
 
+    def names(self) -> dict[str, str]:
+        """Return the id of each committed snapshot by its name."""
+        with self._lock, _sqlite_errors():
+            found = self._conn.execute("SELECT key, id FROM snapshots WHERE kind = ?", (Kind.COMMITTED,))
+            return {name: str(id) for name, id in found}
+
     def needed(self) -> set[str]:
         """Return the ids that a mount of an active snapshot or view is made of: themselves and those below."""
         with self._lock, _sqlite_errors():

@@ -160,6 +160,9 @@ class LayerFiles(Protocol):
     def layer_directory(self) -> Path | None:
         """A directory to make layer files in (open(2), O_TMPFILE) before their snapshots are; None: extract all."""
 
+    def layer_files(self) -> Mapping[str, Path]:
+        """Return the file of each committed snapshot that is one, by its name."""
+
 
 def layer_target(snapshotters: Iterable[Snapshotter], mounts: Sequence[Mount]) -> Path | None:
     """Return the :meth:`LayerFiles.layer_target` of the snapshotter that gave out *mounts*; None: extract the layer."""

@@ -50,6 +50,12 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
     digest: str
 
 
+class Check(msgspec.Struct, frozen=True, tag="check"):
+    """Check the layer file *file*."""
+
+    file: Path
+
+
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """A job goes on; *offset* is the size of the file so far, in bytes. At most ten a second."""
 
@@ -57,7 +63,10 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
-    """A job succeeded: the digest of a fetched file or the diff ID of an applied layer, and its size in bytes."""
+    """A job succeeded: the digest of a fetched file or the diff ID of an applied layer, and its size in bytes.
+
+    Of a layer file that is checked, the diff ID and the size of what it was made of.
+    """
 
     digest: str = ""
     size: int = 0
@@ -72,7 +81,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     traceback: str = ""
 
 
-Job = Apply | Receive | Finish | Fetch
+Job = Apply | Receive | Finish | Fetch | Check
 Answer = Progress | Done | Failed
 
 
@@ -83,6 +92,8 @@ def subject_of(job: Job) -> str:
             return f"fetching {job.digest}"
         case Finish():
             return f"layer file {str(job.target)!r}"
+        case Check():
+            return f"layer file {str(job.file)!r}"
     return f"layer {job.blob.name}"
 
 

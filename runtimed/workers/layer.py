@@ -20,7 +20,7 @@ from runtimed.linux.syncfs import syncfs
 from runtimed.mounts import mounted
 from runtimed.workers import confinement, jobs
 from runtimed.workers.fetch import fetch
-from runtimed.workers.layer_file import LayerFile
+from runtimed.workers.layer_file import LayerFile, check
 
 _MAX_MESSAGE = 4096  # characters; some of it comes from layers and registries
 
@@ -89,6 +89,9 @@ class _Jobs:
                 return self._receive(job)
             case jobs.Finish():
                 return self._finish(job)
+            case jobs.Check():
+                checked = check(job.file)
+                return jobs.Done(digest=checked.diff_id, size=checked.size)
 
     def _receive(self, job: jobs.Receive) -> jobs.Done:
         self._let_go()

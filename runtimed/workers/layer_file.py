@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from runtimed.diff import compression, erofs
+from runtimed.diff import compression, erofs, erofs_reader
 from runtimed.diff.apply import Applied
 from runtimed.diff.compression import Readable
 from runtimed.diff.erofs_lower import LowerTree
@@ -17,6 +17,7 @@ from runtimed.linux.tmpfile import link_unnamed, open_unnamed
 from runtimed.mounts import Mount, mounted
 from runtimed.workers import confinement
 
+_CHUNK = 1 << 20
 _LOWERDIR = "lowerdir="
 
 
@@ -65,6 +66,23 @@ class LayerFile:
             link_unnamed(self._fd, target)
         except (FileExistsError, FileNotFoundError) as exc:
             raise Aborted(f"somebody else changes the snapshot meanwhile: {exc.strerror} {str(target)!r}") from exc
+
+
+def check(file: Path) -> Applied:
+    """Check the index of a finished layer file and return the diff ID and size of the layer that it was made of.
+
+    Raises OSError; DataLoss for what is wrong with it.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        erofs_reader.check(fd)
+        tar, hashed, size = erofs_reader.Image(fd).tar(), hashlib.sha256(), 0
+        while data := tar.read(_CHUNK):
+            hashed.update(data)
+            size += len(data)
+    finally:
+        os.close(fd)
+    return Applied(f"sha256:{hashed.hexdigest()}", size)
 
 
 class _Hashed:

@@ -113,6 +113,17 @@ class Pool:
         else:
             await self._drop(worker)
 
+    async def check(self, file: Path) -> Applied:
+        """Check the layer file *file* and return the diff ID and size of the layer that it was made of.
+
+        Raises:
+            DataLoss: what is wrong with it.
+            NotFound: it is gone.
+            Unavailable: the worker process died.
+        """
+        done = await self._run(self._applying, jobs.Check(file), _ignore)
+        return Applied(diff_id=done.digest, size=done.size)
+
     async def fetch(self, fetch: Fetch, progress: Callable[[int], None]) -> str:
         """Do *fetch* and return the digest of the whole file, which is the one asked for.
 

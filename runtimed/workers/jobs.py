@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from runtimed.diff.compression import Compression
 from runtimed.mounts import Mount
 
 
@@ -56,6 +57,21 @@ class Check(msgspec.Struct, frozen=True, tag="check"):
     file: Path
 
 
+class Diff(msgspec.Struct, frozen=True, kw_only=True, tag="diff"):
+    """Write the layer that makes what *upper* shows of what *lower* shows to the file *path*, which is emptied first.
+
+    Both are mounted read-only below *mountpoint*, as for :class:`Apply`. No time in it is later than *epoch* (seconds
+    since 1970), if there is one.
+    """
+
+    lower: tuple[Mount, ...]
+    upper: tuple[Mount, ...]
+    mountpoint: Path
+    path: Path
+    compression: Compression
+    epoch: int | None = None
+
+
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """A job goes on; *offset* is the size of the file so far, in bytes. At most ten a second."""
 
@@ -63,13 +79,15 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
-    """A job succeeded: the digest of a fetched file or the diff ID of an applied layer, and its size in bytes.
+    """A job succeeded: the digest of a file or the diff ID of an applied layer, and its size in bytes.
 
-    Of a layer file that is checked, the diff ID and the size of what it was made of.
+    Of a layer file that is checked, the diff ID and the size of what it was made of. *diff_id* is that of a layer that
+    was written to a file.
     """
 
     digest: str = ""
     size: int = 0
+    diff_id: str = ""
     must_extract: str = ""  # why no file can express the layer: it has been extracted, or after Finish has yet to be
 
 
@@ -81,7 +99,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     traceback: str = ""
 
 
-Job = Apply | Receive | Finish | Fetch | Check
+Job = Apply | Receive | Finish | Fetch | Check | Diff
 Answer = Progress | Done | Failed
 
 
@@ -94,6 +112,8 @@ def subject_of(job: Job) -> str:
             return f"layer file {str(job.target)!r}"
         case Check():
             return f"layer file {str(job.file)!r}"
+        case Diff():
+            return "layer of what two snapshots differ in"
     return f"layer {job.blob.name}"
 
 

@@ -19,6 +19,7 @@ from runtimed.errors import FailedPrecondition, Internal, ResourceExhausted, Run
 from runtimed.linux.syncfs import syncfs
 from runtimed.mounts import mounted
 from runtimed.workers import confinement, jobs
+from runtimed.workers.differ import diff
 from runtimed.workers.fetch import fetch
 from runtimed.workers.layer_file import LayerFile, check
 
@@ -92,6 +93,8 @@ class _Jobs:
             case jobs.Check():
                 checked = check(job.file)
                 return jobs.Done(digest=checked.diff_id, size=checked.size)
+            case jobs.Diff():
+                return diff(job)
 
     def _receive(self, job: jobs.Receive) -> jobs.Done:
         self._let_go()

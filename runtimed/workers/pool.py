@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from runtimed.diff.apply import Applied
+from runtimed.diff.compression import Compression
 from runtimed.errors import InvalidArgument, Unavailable, from_code
 from runtimed.mounts import Mount
 from runtimed.workers import jobs
@@ -123,6 +124,35 @@ class Pool:
         """
         done = await self._run(self._applying, jobs.Check(file), _ignore)
         return Applied(diff_id=done.digest, size=done.size)
+
+    async def diff(
+        self,
+        lower: Sequence[Mount],
+        upper: Sequence[Mount],
+        path: Path,
+        compression: Compression,
+        epoch: int | None = None,
+    ) -> jobs.Done:
+        """Write the layer that makes what *upper* shows of what *lower* shows to *path*, an existing file.
+
+        No mounts as *lower* are an empty tree. Times are at most *epoch*, seconds since 1970. The same trees give the
+        same bytes. Nothing is synced.
+
+        Raises:
+            InvalidArgument: no *upper*, mounts that cannot be made, or a tree that a layer cannot express.
+            Aborted: what *upper* shows is changed meanwhile.
+            ResourceExhausted: no space left.
+            Unavailable: the worker process died.
+        """
+        job = jobs.Diff(
+            lower=tuple(lower),
+            upper=tuple(upper),
+            mountpoint=self._mounts_on(),
+            path=path,
+            compression=compression,
+            epoch=epoch,
+        )
+        return await self._run(self._applying, job, _ignore)
 
     async def fetch(self, fetch: Fetch, progress: Callable[[int], None]) -> str:
         """Do *fetch* and return the digest of the whole file, which is the one asked for.

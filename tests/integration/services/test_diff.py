@@ -1,18 +1,23 @@
 import gzip
+import io
+import os
+import shutil
 
 import grpc
 import grpc.aio
 import pytest
+import zstandard
 
 from runtimed.api import diff_pb2 as pb
 from runtimed.api import types_pb2
 from runtimed.api.diff_pb2_grpc import DiffStub, add_DiffServicer_to_server
 from runtimed.content.local import LocalStore
+from runtimed.diff.tar import TarReader
 from runtimed.labels import SNAPSHOT_REF
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
-from runtimed.mounts import mounted_temporarily, mounts_below
+from runtimed.mounts import Mount, mounted_temporarily, mounts_below
 from runtimed.oci import digest as digests
 from runtimed.services.diff import DiffService
 from runtimed.snapshots import loader
@@ -103,10 +108,109 @@ async def test_a_blob_of_another_namespace_is_not_found(stub, request_):
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_making_a_layer_is_answered_as_not_offered(stub):
+@pytest.fixture
+def trees(tmp_path):
+    """A lower tree and an overlay with a change on top of it, as mounts."""
+    lower, upper, work = (tmp_path / name for name in ("lower", "upper", "work"))
+    for one in (lower, upper, work):
+        one.mkdir()
+    (lower / "kept").write_text("1")
+    (lower / "gone").write_text("2")
+    options = ("index=off", f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}")
+    with mounted_temporarily([Mount("overlay", "overlay", options=options)]) as root:
+        (root / "gone").unlink()
+        (root / "new").write_text("3")
+        for one in (root / "new", root):
+            os.utime(one, (100, 100))
+        # Still mounted, as the root of a container that runs.
+        yield (
+            [types_pb2.Mount(type="bind", source=str(lower), options=["ro", "rbind"])],
+            [types_pb2.Mount(type="overlay", source="overlay", options=options)],
+        )
+
+
+@pytest.mark.parametrize(
+    ("media_type", "answered", "opened"),
+    [
+        ("", GZIP, gzip.decompress),
+        (GZIP, GZIP, gzip.decompress),
+        ("application/vnd.docker.image.rootfs.diff.tar.gzip", None, gzip.decompress),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", None, lambda data: zstandard.decompress(data, 1 << 20)),
+        ("application/vnd.oci.image.layer.v1.tar", None, bytes),
+    ],
+)
+async def test_a_layer_is_made_and_kept_as_a_blob(stub, content, trees, media_type, answered, opened):
+    left, right = trees
+    request = pb.DiffRequest(left=left, right=right, media_type=media_type, ref="mine", labels={"k": "v"})
+    diff = (await stub.Diff(request, metadata=NAMESPACE)).diff
+    assert diff.media_type == (answered or media_type)
+    data = content.read("default", diff.digest)
+    assert len(data) == diff.size
+    tar = opened(data)
+    assert [entry.name for entry in TarReader(io.BytesIO(tar).read)] == [b".wh.gone", b"new"]
+    assert dict(content.info("default", diff.digest).labels) == {
+        "k": "v",
+        "containerd.io/uncompressed": digests.of(tar),
+    }
+    assert content.statuses("default") == []
+
+
+async def test_the_same_trees_make_the_same_layer_and_it_is_there_already(stub, content, trees):
+    left, right = trees
+    request = pb.DiffRequest(left=left, right=right)
+    first = await stub.Diff(request, metadata=NAMESPACE)
+    content.update("default", first.diff.digest, {}, ["labels"])  # as of a client that wrote it itself
+    assert await stub.Diff(request, metadata=NAMESPACE) == first
+    assert "containerd.io/uncompressed" in content.info("default", first.diff.digest).labels
+
+
+async def test_no_time_in_it_is_later_than_the_source_date_epoch(stub, content, trees):
+    left, right = trees
+    request = pb.DiffRequest(left=left, right=right, media_type="application/vnd.oci.image.layer.v1.tar")
+    request.source_date_epoch.seconds = 50
+    diff = (await stub.Diff(request, metadata=NAMESPACE)).diff
+    archive = io.BytesIO(content.read("default", diff.digest))
+    assert {entry.mtime for entry in TarReader(archive.read)} == {50 * 10**9}
+
+
+async def test_what_is_made_can_be_applied(stub, content, trees, tmp_path):
+    left, right = trees
+    diff = (await stub.Diff(pb.DiffRequest(left=left, right=right), metadata=NAMESPACE)).diff
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "lower", copy)
+    mounts = [types_pb2.Mount(type="bind", source=str(copy), options=["rbind"])]
+    applied = (await stub.Apply(pb.ApplyRequest(diff=diff, mounts=mounts), metadata=NAMESPACE)).applied
+    assert applied.digest == content.info("default", diff.digest).labels["containerd.io/uncompressed"]
+    assert {path.name: path.read_text() for path in copy.iterdir()} == {"kept": "1", "new": "3"}
+
+
+async def test_without_a_left_side_the_layer_is_all_of_the_right(stub, content, trees):
+    _, right = trees
+    request = pb.DiffRequest(right=right, media_type="application/vnd.oci.image.layer.v1.tar")
+    diff = (await stub.Diff(request, metadata=NAMESPACE)).diff
+    archive = io.BytesIO(content.read("default", diff.digest))
+    assert [entry.name for entry in TarReader(archive.read)] == [b"kept", b"new"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (lambda r: setattr(r, "media_type", "text/plain"), grpc.StatusCode.UNIMPLEMENTED, "text/plain"),
+        (lambda r: r.ClearField("right"), grpc.StatusCode.INVALID_ARGUMENT, "no mounts"),
+        (lambda r: setattr(r.left[0], "source", "/nowhere"), grpc.StatusCode.NOT_FOUND, "/nowhere"),
+        (lambda r: setattr(r.right[0], "type", "nosuchfs"), grpc.StatusCode.INVALID_ARGUMENT, "nosuchfs"),
+    ],
+)
+async def test_a_layer_that_cannot_be_made_leaves_nothing(stub, content, trees, change, code, message):
+    left, right = trees
+    request = pb.DiffRequest(left=left, right=right, ref="mine")
+    change(request)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Diff(pb.DiffRequest(), metadata=NAMESPACE)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        await stub.Diff(request, metadata=NAMESPACE)
+    assert caught.value.code() is code
+    assert message in (caught.value.details() or "")
+    assert content.statuses("default") == []
+    assert [info.digest for info in content.list("default")] == [digests.of(BLOB)]
 
 
 def mounts_to_proto(mounts):

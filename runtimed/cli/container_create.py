@@ -133,7 +133,7 @@ async def _user(client: Client, plan: Plan) -> User:
         view = snapshots.ViewSnapshotRequest(snapshotter=plan.snapshotter, key=key, parent=plan.image.chain_id)
         answer = await client.call(stub.View, view)
         try:
-            return await blocking(_resolve, text, [_mount(message) for message in answer.mounts])
+            return await blocking(_resolve, text, [to_mount(message) for message in answer.mounts])
         finally:
             await remove_snapshot(client, plan.snapshotter, key)
 
@@ -143,5 +143,6 @@ def _resolve(text: str, mounts: list[Mount]) -> User:
         return users.resolve(text, root)
 
 
-def _mount(message: types.Mount) -> Mount:
+def to_mount(message: types.Mount) -> Mount:
+    """Return the mount of a message."""
     return Mount(message.type, message.source, message.target, tuple(message.options))

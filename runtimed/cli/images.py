@@ -17,6 +17,10 @@ from runtimed.oci import platform as platforms
 _COMMANDS = {
     "import": "images_import",
     "export": "images_export",
+    "check": "images_check",
+    "usage": "images_check",
+    "mount": "images_mount",
+    "unmount": "images_mount",
 }
 _AT_ONCE = 8  # images whose documents are read side by side
 

@@ -29,20 +29,21 @@ async def ensure_unpacked(client: Client, image: Documents, snapshotter: str) ->
         NotFound: a layer's blob, or the snapshotter, is not there.
         DataLoss: a layer does not hold what the image config says.
     """
-    if not image.chain_id or await _is_there(client, snapshotter, image.chain_id):
+    if not image.chain_id or await is_unpacked(client, snapshotter, image.chain_id):
         return
     note(f"unpacking for snapshotter {snapshotter!r}")
     async with client.held_lease():
         parent = ""
         layers = zip(image.manifest.layers or (), image.diff_ids, chain_ids(image.diff_ids), strict=True)
         for layer, diff_id, chain_id in layers:
-            if not await _is_there(client, snapshotter, chain_id):
+            if not await is_unpacked(client, snapshotter, chain_id):
                 await _unpack(client, snapshotter, layer, diff_id, parent, chain_id)
             parent = chain_id
         await _refer(client, image, snapshotter)
 
 
-async def _is_there(client: Client, snapshotter: str, key: str) -> bool:
+async def is_unpacked(client: Client, snapshotter: str, key: str) -> bool:
+    """Say whether *snapshotter* has the snapshot *key*, a chain ID."""
     stub = SnapshotsStub(client.channel)
     try:
         await client.call(stub.Stat, snapshots.StatSnapshotRequest(snapshotter=snapshotter, key=key))

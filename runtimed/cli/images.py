@@ -17,6 +17,7 @@ from runtimed.oci import platform as platforms
 _COMMANDS = {
     "import": "images_import",
     "export": "images_export",
+    "convert": "images_convert",
     "check": "images_check",
     "usage": "images_check",
     "mount": "images_mount",

@@ -1,9 +1,13 @@
-"""What rctl does with images that are here: check, usage, mount, unmount."""
+"""What rctl does with images that are here: check, usage, mount, unmount, convert."""
 
 import json
 import subprocess
 
 import pytest
+
+from tests.images.archives import oci_archive
+from tests.images.busybox import PLATFORM
+from tests.images.layouts import Layout
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -84,3 +88,46 @@ def test_only_a_directory_can_be_mounted_on(daemon, pulled, tmp_path):
     done = daemon.rctl("images", "mount", pulled, tmp_path / "nosuch", check=False)
     assert done.returncode == 1
     assert "is not a directory; make it with" in done.stderr
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip", "none"])
+def test_an_image_is_converted_and_runs(daemon, pulled, registry, compression):
+    name = f"{registry.host}/e2e/{compression}:1"
+    assert daemon.rctl("images", "convert", "--to", compression, pulled, name).stdout == f"{name}\n"
+    try:
+        before, after = (json.loads(daemon.rctl("-o", "json", "inspect", one).stdout) for one in (pulled, name))
+        suffix = "tar" if compression == "none" else compression
+        kinds = {layer["mediaType"].rpartition("." if compression == "none" else "+")[2] for layer in
+                 after["manifest"]["layers"]}  # fmt: skip
+        assert kinds == {suffix}
+        assert after["config"] == before["config"]
+        daemon.rctl("gc", "run")
+        [found] = json.loads(daemon.rctl("-o", "json", "images", "check", "--read", name).stdout)
+        assert found["is_complete"]
+        assert found["is_unpacked"]  # snapshots are of what is in the layers
+        assert daemon.run("--rm", name, "--", "cat", "/etc/motd").stdout == "welcome\n"
+        daemon.rctl("push", name)  # and a registry takes it
+    finally:
+        daemon.rctl("rmi", name)
+
+
+def test_the_platforms_that_are_not_chosen_are_left_out(daemon, registry, tmp_path):
+    layout = Layout(tmp_path / "layout")
+    other = "linux/s390x"
+    manifests = [layout.manifest([layout.layer({"a": one.encode()})], platform=one) for one in (PLATFORM, other)]
+    layout.index("example.org/two:1", manifests)
+    (tmp_path / "two.tar").write_bytes(oci_archive(layout))
+    daemon.rctl("images", "import", "--all-platforms", "--no-unpack", tmp_path / "two.tar")
+    try:
+        daemon.rctl("images", "convert", "example.org/two:1", "example.org/one:1")
+        daemon.rctl("images", "convert", "--all-platforms", "example.org/two:1", "example.org/both:1")
+        made = {image["name"]: image for image in json.loads(daemon.rctl("-o", "json", "images").stdout)}
+        assert made["example.org/one:1"]["media_type"].endswith("image.manifest.v1+json")
+        assert made["example.org/both:1"]["media_type"].endswith("image.index.v1+json")
+        daemon.rctl("images", "check", "--platform", other, "example.org/both:1")
+        refused = daemon.rctl("images", "check", "--platform", other, "example.org/one:1", check=False)
+        assert refused.returncode == 1
+        assert "nothing for linux/s390x" in refused.stderr
+    finally:
+        for name in ("two", "one", "both"):
+            daemon.rctl("rmi", f"example.org/{name}:1", check=False)

@@ -215,9 +215,18 @@ class _Stream:
     async def send(self, message: Message) -> None:
         await self._call.write(_any(message))
 
+    async def offer(self, message: Message) -> bool:
+        """Send *message*; say whether the daemon still takes any. Why it does not is another call's answer."""
+        try:
+            await self.send(message)
+        except (grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
+            return False
+        return True
+
     async def end(self) -> None:
         """Say that nothing more will be sent."""
-        await self._call.done_writing()
+        with suppress(grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
+            await self._call.done_writing()
 
 
 @asynccontextmanager
@@ -241,23 +250,27 @@ async def _send_bytes(stream: _Stream, source: AsyncIterable[bytes]) -> None:
     async for data in source:
         while data:
             while window <= 0:
-                window += types.WindowUpdate.FromString((await anext(updates)).value).update
+                update = await anext(updates, None)
+                if update is None:
+                    return
+                window += types.WindowUpdate.FromString(update.value).update
             piece, data = data[:window], data[window:]
-            await stream.send(types.Data(data=piece))
+            if not await stream.offer(types.Data(data=piece)):
+                return
             window -= len(piece)
     await stream.end()
 
 
 async def _receive_bytes(stream: _Stream, write: Callable[[bytes], object]) -> None:
     """Pass on to *write* what the daemon sends, until it ends the stream."""
-    await stream.send(types.WindowUpdate(update=_WINDOW))
+    await stream.offer(types.WindowUpdate(update=_WINDOW))
     taken = 0
     async for message in stream:
         data = types.Data.FromString(message.value).data
         write(data)
         taken += len(data)
         if taken >= _WINDOW // 2:
-            await stream.send(types.WindowUpdate(update=taken))
+            await stream.offer(types.WindowUpdate(update=taken))  # the last of it may be here already
             taken = 0
 
 

@@ -1,12 +1,15 @@
 """Archives of images between rctl, ctr, skopeo and Debian's containerd."""
 
 import json
+import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.dockerd import IMAGE, private_dockerd
 from tests.images.archives import members_of
 from tests.images.busybox import PLATFORM
 from tests.images.layouts import Layout
@@ -148,3 +151,50 @@ def test_an_import_whose_daemon_is_killed_leaves_nothing_after_the_next_start(fr
     assert fresh.ctr("leases", "ls", "-q").stdout == ""
     fresh.rctl("gc", "run")
     assert list((fresh.root / "content/blobs/sha256").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_archives_go_to_docker_and_come_from_it(fresh, plain, tmp_path):
+    with private_dockerd(fresh, fresh.base / "docker") as docker:
+        docker("tag", IMAGE, "example.org/from-docker:1")
+        docker("save", "--output", tmp_path / "saved.tar", "example.org/from-docker:1", IMAGE)
+        names = fresh.rctl("images", "import", tmp_path / "saved.tar").stdout.split()
+        assert sorted(names) == [f"docker.io/library/{IMAGE}:latest", "example.org/from-docker:1"]
+        assert fresh.run("--rm", "example.org/from-docker:1", "--", "id", "-un").stdout == "root\n"
+
+        skopeo(plain, "oci-archive:oci.tar:example.org/to-docker:1", cwd=tmp_path)
+        fresh.rctl("images", "import", tmp_path / "oci.tar")
+        fresh.rctl("images", "export", tmp_path / "exported.tar", "example.org/to-docker:1")
+        assert "Loaded image: example.org/to-docker:1" in docker.out("load", "--input", tmp_path / "exported.tar")
+        assert docker.out("run", "--rm", "example.org/to-docker:1", "cat", "/etc/motd") == "welcome"
+
+
+@pytest.mark.slow
+def test_debians_containerd_takes_what_we_export(daemon, plain, tmp_path):
+    skopeo(plain, "oci-archive:oci.tar:example.org/both:1", cwd=tmp_path)
+    daemon.rctl("images", "import", tmp_path / "oci.tar")
+    daemon.rctl("images", "export", tmp_path / "ours.tar", "example.org/both:1")
+    (tmp_path / "config.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+    home = Path(tempfile.mkdtemp(prefix="rtd-"))  # sockets have short names
+    flags = ["--config", tmp_path / "config.toml", "--root", tmp_path / "root", "--state", home, "-a", home / "c.sock"]
+
+    def ctr(*arguments):
+        command = ["ctr", "--address", home / "c.sock", "--connect-timeout", "30s", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with (home / "log").open("wb") as log, subprocess.Popen(["containerd", *flags], stdout=log, stderr=log) as other:
+        try:
+            ctr("images", "import", "--snapshotter", "native", tmp_path / "ours.tar")
+            ctr("images", "export", tmp_path / "theirs.tar", "example.org/both:1")
+        finally:
+            other.terminate()
+    shutil.rmtree(home)
+    assert list(members_of((tmp_path / "theirs.tar").read_bytes())) == list(
+        members_of((tmp_path / "ours.tar").read_bytes())
+    )
+    daemon.rctl("rmi", "example.org/both:1")
+    assert daemon.rctl("images", "import", tmp_path / "theirs.tar").stdout == "example.org/both:1\n"
+    assert motd(daemon, "example.org/both:1") == "welcome\n"
+    daemon.rctl("rmi", "example.org/both:1")

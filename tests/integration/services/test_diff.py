@@ -1,3 +1,4 @@
+import asyncio
 import gzip
 import io
 import os
@@ -235,3 +236,42 @@ async def test_a_client_that_unpacks_gets_a_file_and_one_that_works_on_a_snapsho
     with mounted_temporarily(mounts) as root:
         assert (root / "d/f").read_text() == "data"
         assert len(list((tmp_path / "snapshotters/overlayfs/snapshots/2/fs").iterdir())) == 1
+
+
+async def test_what_overlayfs_keeps_elsewhere_is_found(stub, content, tmp_path):
+    """With metacopy=on, the upper directory has a file's metadata only."""
+    lower, upper, work = (tmp_path / name for name in ("lower", "upper", "work"))
+    for one in (lower, upper, work):
+        one.mkdir()
+    (lower / "f").write_text("contents")
+    shared = ("index=off", "metacopy=on", "redirect_dir=on", f"lowerdir={lower}")
+    options = (*shared, f"upperdir={upper}", f"workdir={work}")
+    with mounted_temporarily([Mount("overlay", "overlay", options=options)]) as root:
+        (root / "f").chmod(0o600)
+    assert "trusted.overlay.metacopy" in os.listxattr(upper / "f")
+    request = pb.DiffRequest(
+        left=[types_pb2.Mount(type="bind", source=str(lower), options=["ro", "rbind"])],
+        right=[types_pb2.Mount(type="overlay", source="overlay", options=options)],
+        media_type="application/vnd.oci.image.layer.v1.tar",
+    )
+    diff = (await stub.Diff(request, metadata=NAMESPACE)).diff
+    reader = TarReader(io.BytesIO(content.read("default", diff.digest)).read)
+    [(entry, data)] = [(entry, b"".join(bytes(piece) for _, piece in reader.contents())) for entry in reader]
+    assert (entry.name, entry.mode, data) == (b"f", 0o600, b"contents")
+
+
+async def test_a_request_that_is_cancelled_leaves_nothing(stub, content, trees, tmp_path):
+    left, right = trees
+    with (tmp_path / "upper/huge").open("wb") as file:
+        file.truncate(1 << 40)  # nobody waits for the end of that
+    making = asyncio.ensure_future(stub.Diff(pb.DiffRequest(left=left, right=right), metadata=NAMESPACE))
+    while not content.statuses("default"):  # noqa: ASYNC110 - the daemon gets there later
+        await asyncio.sleep(0.005)
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    async with asyncio.timeout(20):
+        while content.statuses("default"):  # noqa: ASYNC110 - the server hears of it later
+            await asyncio.sleep(0.005)
+    assert [info.digest for info in content.list("default")] == [digests.of(BLOB)]
+    assert not mounts_below(tmp_path / "mountpoint")

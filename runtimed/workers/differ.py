@@ -49,7 +49,8 @@ class _Output:
     """The file of a layer, from its beginning: compressed and hashed while it is written."""
 
     def __init__(self, job: jobs.Diff) -> None:
-        self._compressor = compressor(job.compression)
+        # Who sets the clock wants the bytes to be those of another machine.
+        self._compressor = compressor(job.compression, same_everywhere=job.epoch is not None)
         self._tar = hashlib.sha256()
         self._blob = self._tar if job.compression is Compression.NONE else hashlib.sha256()
         self._size = 0

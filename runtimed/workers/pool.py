@@ -136,7 +136,7 @@ class Pool:
         """Write the layer that makes what *upper* shows of what *lower* shows to *path*, an existing file.
 
         No mounts as *lower* are an empty tree. Times are at most *epoch*, seconds since 1970. The same trees give the
-        same bytes. Nothing is synced.
+        same bytes, with an epoch also on another machine. Nothing is synced.
 
         Raises:
             InvalidArgument: no *upper*, mounts that cannot be made, or a tree that a layer cannot express.

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.registry import Registry, docker_registry
+# Before grpc is loaded anywhere: tests of the shim fork this process, and grpc's handlers would abort in the child.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+from tests.registry import Registry, docker_registry  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ import pytest
 # Before grpc is loaded anywhere: tests of the shim fork this process, and grpc's handlers would abort in the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
-from tests.registry import Registry, docker_registry  # noqa: E402
+from tests.registry import Registry, docker_registry
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

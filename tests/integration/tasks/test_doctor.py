@@ -155,7 +155,7 @@ async def test_a_shim_of_nobody_that_has_no_container_is_ended(daemon, doctor, h
     socket_path = str(daemon.state / "s/lost")
     pid = await daemon.nursery.fork({"id": "t1", "namespace": NS, "bundle": str(bundle), "socket": socket_path})
     async with asyncio.timeout(10):  # the keeper goes there after the answer
-        while Path(f"/proc/{pid}/cwd").readlink() != bundle:  # noqa: ASYNC110 - of another process
+        while Path(f"/proc/{pid}/cwd").readlink() != bundle:  # noqa: ASYNC110, ASYNC240 - of another process
             await asyncio.sleep(0.01)
     shutil.rmtree(bundle)
     found = {finding.kind: finding for finding in await doctor().check(repair=True)}

@@ -12,9 +12,10 @@ from runtimed.api.tasks_pb2_grpc import TasksStub
 from runtimed.cli import logs, output
 from runtimed.cli.client import Client, Settings, run
 from runtimed.cli.container_create import delete_container, remove_snapshot
+from runtimed.cli.each import each
 from runtimed.cli.process import Process
 from runtimed.cli.run import end
-from runtimed.errors import FailedPrecondition, NotFound, RuntimedError
+from runtimed.errors import FailedPrecondition, NotFound
 
 _STATUS = {
     task_types_pb2.CREATED: "created",
@@ -92,19 +93,11 @@ def state(task: task_types_pb2.Process | None) -> str:
 def rm_command(settings: Settings, force: bool, ids: tuple[str, ...]) -> int:
     """Remove containers with their files and logs."""
 
-    async def work(client: Client) -> int:
-        failures = 0
-        for id in ids:
-            try:
-                await _remove(client, id, force=force)
-            except RuntimedError as exc:
-                failures += 1
-                output.note(str(exc))
-            else:
-                output.print_lines([id])
-        return 1 if failures else 0
+    async def remove(client: Client, id: str) -> str:
+        await _remove(client, id, force=force)
+        return id
 
-    return run(settings, work)
+    return each(settings, ids, remove)
 
 
 async def _remove(client: Client, id: str, *, force: bool) -> None:

@@ -9,6 +9,7 @@ from runtimed.api.images_pb2_grpc import ImagesStub
 from runtimed.cli import output
 from runtimed.cli.client import Client, Settings, run
 from runtimed.cli.documents import Documents, documents, find_image
+from runtimed.cli.each import each
 from runtimed.cli.lazy import LazyGroup
 from runtimed.errors import RuntimedError
 from runtimed.oci import platform as platforms
@@ -96,18 +97,10 @@ def _as_json(image: images.Image, content: Documents | None) -> dict[str, object
 def rmi_command(settings: Settings, names: tuple[str, ...]) -> int:
     """Remove images. What no other image or container needs is freed."""
 
-    async def work(client: Client) -> int:
-        failures = 0
-        for name in names:
-            try:
-                image = await find_image(client, name)
-                request = images.DeleteImageRequest(name=image.name, sync=True)
-                await client.call(ImagesStub(client.channel).Delete, request)
-            except RuntimedError as exc:
-                failures += 1
-                output.note(str(exc))
-            else:
-                output.print_lines([image.name])
-        return 1 if failures else 0
+    async def remove(client: Client, name: str) -> str:
+        image = await find_image(client, name)
+        request = images.DeleteImageRequest(name=image.name, sync=True)
+        await client.call(ImagesStub(client.channel).Delete, request)
+        return str(image.name)
 
-    return run(settings, work)
+    return each(settings, names, remove)

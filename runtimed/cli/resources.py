@@ -1,16 +1,13 @@
 """``rctl update``, ``rctl pause`` and ``rctl resume``."""
 
-from collections.abc import Awaitable, Callable
-
 import click
 import msgspec
 
 from runtimed.api import tasks_pb2 as pb
 from runtimed.api.tasks_pb2_grpc import TasksStub
 from runtimed.cli import options
-from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.output import note, print_lines
-from runtimed.errors import RuntimedError
+from runtimed.cli.client import Client, Settings
+from runtimed.cli.each import each
 from runtimed.oci import runtime_spec
 
 _KIND = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
@@ -31,12 +28,13 @@ def update_command(
     limits = runtime_spec.limits(memory=options.memory(memory), cpus=cpus, pids=pids_limit)
     document = msgspec.json.encode(limits)
 
-    async def update(client: Client, id: str) -> None:
+    async def update(client: Client, id: str) -> str:
         request = pb.UpdateTaskRequest(container_id=id)
         request.resources.type_url, request.resources.value = _KIND, document
         await client.call(TasksStub(client.channel).Update, request)
+        return id
 
-    return _each(settings, ids, update)
+    return each(settings, ids, update)
 
 
 @click.command("pause", short_help="Stop containers where they are, until they are resumed.")
@@ -45,10 +43,11 @@ def update_command(
 def pause_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Stop all processes of containers where they are, until 'rctl resume'."""
 
-    async def pause(client: Client, id: str) -> None:
+    async def pause(client: Client, id: str) -> str:
         await client.call(TasksStub(client.channel).Pause, pb.PauseTaskRequest(container_id=id))
+        return id
 
-    return _each(settings, ids, pause)
+    return each(settings, ids, pause)
 
 
 @click.command("resume", short_help="Let paused containers go on.")
@@ -57,25 +56,8 @@ def pause_command(settings: Settings, ids: tuple[str, ...]) -> int:
 def resume_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Let paused containers go on."""
 
-    async def resume(client: Client, id: str) -> None:
+    async def resume(client: Client, id: str) -> str:
         await client.call(TasksStub(client.channel).Resume, pb.ResumeTaskRequest(container_id=id))
+        return id
 
-    return _each(settings, ids, resume)
-
-
-def _each(settings: Settings, ids: tuple[str, ...], action: Callable[[Client, str], Awaitable[None]]) -> int:
-    """Do *action* with each container, and say which it worked for; one that fails does not keep it from others."""
-
-    async def work(client: Client) -> int:
-        failures = 0
-        for id in ids:
-            try:
-                await action(client, id)
-            except RuntimedError as exc:
-                failures += 1
-                note(str(exc))
-            else:
-                print_lines([id])
-        return 1 if failures else 0
-
-    return run(settings, work)
+    return each(settings, ids, resume)

@@ -12,8 +12,8 @@ from runtimed.api.containers_pb2_grpc import ContainersStub
 from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
 from runtimed.api.tasks_pb2_grpc import TasksStub
 from runtimed.cli import logs
-from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.output import note, print_lines
+from runtimed.cli.client import Client, Settings
+from runtimed.cli.each import each
 from runtimed.cli.process import Process
 from runtimed.errors import FailedPrecondition, NotFound, RuntimedError
 from runtimed.threads import blocking
@@ -25,19 +25,11 @@ from runtimed.threads import blocking
 def start_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Start containers again, in the background, with the files they left; see 'rctl logs' for the output."""
 
-    async def work(client: Client) -> int:
-        failures = 0
-        for id in ids:
-            try:
-                await start(client, id)
-            except RuntimedError as exc:
-                failures += 1
-                note(str(exc))
-            else:
-                print_lines([id])
-        return 1 if failures else 0
+    async def again(client: Client, id: str) -> str:
+        await start(client, id)
+        return id
 
-    return run(settings, work)
+    return each(settings, ids, again)
 
 
 async def start(client: Client, id: str, checkpoint: str = "") -> None:

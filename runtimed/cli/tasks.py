@@ -4,10 +4,10 @@ import signal
 
 import click
 
-from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.output import note
+from runtimed.cli.client import Client, Settings
+from runtimed.cli.each import each
 from runtimed.cli.process import Process
-from runtimed.errors import InvalidArgument, RuntimedError
+from runtimed.errors import InvalidArgument
 
 
 @click.command("kill")
@@ -19,17 +19,10 @@ def kill_command(settings: Settings, name: str, everything: bool, ids: tuple[str
     """Send a signal to containers."""
     number = signal_number(name)
 
-    async def work(client: Client) -> int:
-        failures = 0
-        for id in ids:
-            try:
-                await Process(client, id).kill(number, everything=everything)
-            except RuntimedError as exc:
-                failures += 1
-                note(str(exc))
-        return 1 if failures else 0
+    async def kill(client: Client, id: str) -> None:
+        await Process(client, id).kill(number, everything=everything)
 
-    return run(settings, work)
+    return each(settings, ids, kill)
 
 
 def signal_number(text: str) -> int:

@@ -21,7 +21,8 @@ from runtimed.cli.output import note
 from runtimed.oci.descriptor import Platform
 from runtimed.oci.reference import Reference
 
-_WINDOW = 1 << 20  # bytes that the daemon may have under way
+# Bytes that the daemon may have under way. Not of the length of archives, which are of blocks: see _receive_bytes.
+_WINDOW = (8 << 20) + 1
 _DOCKER_HOSTS = {"docker.io", "index.docker.io", "registry-1.docker.io"}
 
 
@@ -209,8 +210,13 @@ class _Stream:
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Yield what the daemon sends, until it ends the stream."""
         with suppress(grpc.aio.AioRpcError):  # what went wrong is the answer of the call itself
-            while isinstance(message := await self._call.read(), Any):  # EOF is an object of another kind
+            while (message := await self.receive()) is not None:
                 yield message
+
+    async def receive(self) -> Any | None:
+        """Return what the daemon sends next; None when it has ended the stream. Raises AioRpcError if it broke off."""
+        message = await self._call.read()
+        return message if isinstance(message, Any) else None  # EOF is an object of another kind
 
     async def send(self, message: Message) -> None:
         await self._call.write(_any(message))
@@ -262,16 +268,22 @@ async def _send_bytes(stream: _Stream, source: AsyncIterable[bytes]) -> None:
 
 
 async def _receive_bytes(stream: _Stream, write: Callable[[bytes], object]) -> None:
-    """Pass on to *write* what the daemon sends, until it ends the stream."""
-    await stream.offer(types.WindowUpdate(update=_WINDOW))
-    taken = 0
-    async for message in stream:
+    """Pass on to *write* what the daemon sends, until it ends the stream.
+
+    A window is given when the last one is used up, and no sooner: grpc reads nothing more of a stream that had ended
+    when it was written to. Raises AioRpcError for a stream that breaks off.
+    """
+    window = 0
+    while True:
+        if window <= 0:
+            await stream.offer(types.WindowUpdate(update=_WINDOW))
+            window += _WINDOW
+        message = await stream.receive()
+        if message is None:
+            return
         data = types.Data.FromString(message.value).data
         write(data)
-        taken += len(data)
-        if taken >= _WINDOW // 2:
-            await stream.offer(types.WindowUpdate(update=taken))  # the last of it may be here already
-            taken = 0
+        window -= len(data)
 
 
 async def _report(stream: _Stream, report: Callable[[types.Progress], None]) -> None:

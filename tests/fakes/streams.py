@@ -46,8 +46,11 @@ async def receive_bytes(call):
     """Return all that the daemon sends."""
     data, window = b"", 0
     while True:
-        if window < WINDOW:
-            await call.write(to_any(types.WindowUpdate(update=WINDOW)))
+        if window <= 0:  # no sooner: of a stream that has ended grpc reads nothing more after a write
+            try:
+                await call.write(to_any(types.WindowUpdate(update=WINDOW)))
+            except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+                return data
             window += WINDOW
         packed = await call.read()
         if packed is grpc.aio.EOF:

@@ -13,7 +13,7 @@ from fcntl import ioctl
 
 import pytest
 
-from tests.integration.cli.conftest import REPO
+from tests.integration.cli.conftest import NAMESPACE, REPO
 
 pytestmark = pytest.mark.root
 
@@ -81,7 +81,8 @@ def test_a_privileged_container_sees_the_hosts_devices(rctl):
 
 
 def test_streams_that_are_closed_do_no_harm(rctl):
-    closed = ["sh", "-c", f'{shlex.join(rctl.argv)} run --rm {IMAGE} closed sh -c "echo x >&2; exit 5" <&- >&-']
+    command = shlex.join([*rctl.argv, "run", "--cgroup-parent", f"/{NAMESPACE}", "--rm", IMAGE, "closed"])
+    closed = ["sh", "-c", f'{command} sh -c "echo x >&2; exit 5" <&- >&-']
     done = subprocess.run(closed, capture_output=True, cwd=REPO, check=False)
     assert (done.returncode, done.stderr) == (5, b"x\n")
 

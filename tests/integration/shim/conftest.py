@@ -310,9 +310,10 @@ def bundle(tmp_path):
                 "cgroupsPath": f"/{CGROUPS}-{uuid.uuid4().hex}",
                 "resources": resources or {},
             },
-            "hooks": hooks or {},
             "annotations": annotations or {},
         }
+        if hooks is not None:
+            spec["hooks"] = hooks
         (path / "config.json").write_text(json.dumps(spec))
         return path
 

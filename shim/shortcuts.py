@@ -1,0 +1,121 @@
+"""What ``runc start`` and ``runc delete`` do in the plain case, without starting runc: each saves 8 ms of CPU time.
+
+runc writes all that is needed for the two into the container's state directory: ``exec.fifo``, at which the first
+process waits until somebody opens it, and ``state.json``, with what there is to give back. They have been so since runc
+1.0. Whatever is not exactly as expected here (hooks, systemd, another runtime, a key that a later version adds) is left
+to the command, and so is every error: it has the words for it.
+"""
+
+import json
+import os
+import select
+from contextlib import suppress
+from typing import Any
+
+from shim import files
+
+_RUNC = "runc"
+_FIFO = "exec.fifo"
+_STATE = "state.json"
+
+# Milliseconds. The first process is at its FIFO when create returns, or a few steps before it.
+_START_LIMIT_MS = 200
+
+_PIECE = 4096  # bytes
+
+_KNOWN = {
+    "id",
+    "init_process_pid",
+    "init_process_start",
+    "created",
+    "config",
+    "rootless",
+    "cgroup_paths",
+    "namespace_paths",
+    "external_descriptors",
+    "intel_rdt_path",
+}
+
+
+class Gate:
+    """``with``: what holds a created container back, opened as ``runc start`` does.
+
+    It stays open until the block ends: the command that comes instead finds the process still at it.
+    """
+
+    def __init__(self, binary: str, state: str, bundle: str) -> None:
+        self._path = f"{state}/{_FIFO}"
+        self._applies = os.path.basename(binary) == _RUNC and not _may_have_hooks(bundle)  # noqa: PTH119
+        self._fd = -1
+
+    def __enter__(self) -> "Gate":
+        if self._applies:
+            with suppress(OSError):
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def passed(self) -> bool:
+        """Wait for the first process to go through; say whether it has. Blocks, but for a process at work only."""
+        if self._fd < 0:
+            return False
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        if not poller.poll(_START_LIMIT_MS) or not os.read(self._fd, 1):
+            return False
+        os.unlink(self._path)  # noqa: PTH108 - by which runc tells started from created
+        return True
+
+
+def delete(binary: str, state: str) -> bool:
+    """Give back what runc holds of a container whose first process has ended; say whether all of it is."""
+    if os.path.basename(binary) != _RUNC:  # noqa: PTH119
+        return False
+    try:
+        if os.listdir(state) != [_STATE]:  # noqa: PTH208
+            return False
+        found = json.loads(files.read(f"{state}/{_STATE}"))
+        if not _is_plain(found):
+            return False
+        for path in found["cgroup_paths"].values():
+            with suppress(FileNotFoundError):
+                os.rmdir(path)  # noqa: PTH106
+        os.unlink(f"{state}/{_STATE}")  # noqa: PTH108
+        os.rmdir(state)  # noqa: PTH106
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False  # say, a cgroup that has others in it
+    return True
+
+
+def _is_plain(state: dict[str, Any]) -> bool:
+    """Whether a container had no more than cgroups of its own and processes that ended with the first one."""
+    config = state["config"]
+    return (
+        state.keys() <= _KNOWN
+        and not state["intel_rdt_path"]
+        and not any(config["Hooks"].values())
+        and not config["cgroups"]["Systemd"]
+        and not config["cgroups"]["Rootless"]
+        and {"type": "NEWPID", "path": ""} in config["namespaces"]
+    )
+
+
+def _may_have_hooks(bundle: str) -> bool:
+    """Whether config.json has hooks, by its bytes and piece by piece: reading all of it would cost each shim memory."""
+    try:
+        fd = os.open(f"{bundle}/config.json", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        end = b""
+        while piece := os.read(fd, _PIECE):
+            text = (end + piece).lower()
+            if b"hooks" in text or b"\\u" in text:
+                return True
+            end = text[-len(b"hooks") :]
+        return False
+    finally:
+        os.close(fd)

@@ -1,0 +1,89 @@
+"""Start and delete without runc where that is plain, and by runc where it is not. The fixture looks at what is left."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runtimed.api import task_v3_pb2 as pb
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def recorded(tmp_path, options):
+    """Options that name a runc which writes down its commands, and a function that returns these."""
+
+    def make(name="runc"):
+        log, binary = tmp_path / "commands", tmp_path / "recorded" / name
+        binary.parent.mkdir(exist_ok=True)
+        # --root DIR --log FILE --log-format json COMMAND
+        binary.write_text(f'#!/bin/sh\necho "$7" >> {log}\nexec runc "$@"\n')
+        binary.chmod(0o755)
+        return options(binary_name=str(binary)), lambda: log.read_text().split()
+
+    return make
+
+
+def add_cgroups(cgroup):
+    for path in Path("/sys/fs/cgroup").glob(f"**/{cgroup}"):
+        (path / "inner").mkdir()
+
+
+async def test_a_plain_container_is_started_and_deleted_without_runc(shim, bundle, recorded):
+    given, commands = recorded()
+    await shim.run("t1", bundle("exit 7"), options=given)
+    assert (await shim.wait("t1")).exit_status == 7
+    await shim.delete("t1")
+    assert commands() == ["create"]
+
+
+async def test_hooks_are_left_to_runc(shim, bundle, recorded, tmp_path):
+    given, commands = recorded()
+    script = tmp_path / "hook"
+    script.write_text(f"#!/bin/sh\necho $1 >> {tmp_path}/ran\n")
+    script.chmod(0o755)
+    hooks = {kind: [{"path": str(script), "args": ["hook", kind]}] for kind in ("poststart", "poststop")}
+    await shim.run("t1", bundle("true", hooks=hooks), options=given)
+    await shim.wait("t1")
+    await shim.delete("t1")
+    assert (tmp_path / "ran").read_text().split() == ["poststart", "poststop"]
+    assert commands() == ["create", "start", "delete"]
+
+
+async def test_another_runtime_is_left_to_itself(shim, bundle, recorded):
+    given, commands = recorded("crun")
+    await shim.run("t1", bundle("true"), options=given)
+    await shim.wait("t1")
+    await shim.delete("t1")
+    assert commands() == ["create", "start", "delete"]
+
+
+async def test_cgroups_that_the_container_made_are_left_to_runc(shim, bundle, recorded):
+    given, commands = recorded()
+    path = bundle("sleep 60")
+    await shim.run("t1", path, options=given)
+    cgroup = json.loads((path / "config.json").read_text())["linux"]["cgroupsPath"].lstrip("/")
+    add_cgroups(cgroup)
+    await shim.kill("t1")
+    await shim.wait("t1")
+    await shim.delete("t1")
+    assert commands() == ["create", "delete"]
+
+
+async def test_a_state_with_something_unknown_in_it_is_left_to_runc(shim, bundle, recorded, runc_root):
+    given, commands = recorded()
+    await shim.create("t1", bundle("true"), options=given)
+    state = next(runc_root.glob("*/t1/state.json"))
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"of_a_later_version": {}}))
+    await shim.Start(pb.StartRequest(id="t1"))
+    await shim.wait("t1")
+    await shim.delete("t1")
+    assert commands() == ["create", "delete"]
+
+
+async def test_a_container_that_was_never_started_is_deleted_by_runc(shim, bundle, recorded):
+    given, commands = recorded()
+    await shim.create("t1", bundle("true"), options=given)
+    await shim.delete("t1")
+    assert commands() == ["create", "delete"]

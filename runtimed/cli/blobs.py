@@ -1,16 +1,13 @@
 """Blobs that rctl itself reads and writes, through the Content service."""
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import BinaryIO
 
-import grpc
-
 from runtimed.api import content_pb2 as pb
-from runtimed.api.content_pb2_grpc import ContentStub
-from runtimed.cli.client import Client
-from runtimed.errors import AlreadyExists, NotFound
+from runtimed.cli.client import Client, service
+from runtimed.errors import AlreadyExists, NotFound, RuntimedError
 from runtimed.oci.descriptor import Descriptor
 
 _CHUNK = 1 << 20  # bytes
@@ -19,7 +16,7 @@ _CHUNK = 1 << 20  # bytes
 async def save(client: Client, descriptor: Descriptor, file: BinaryIO) -> None:
     """Write the bytes of a blob to *file*. Raises NotFound."""
     request = pb.ReadContentRequest(digest=descriptor.digest)
-    async for message in client.messages(ContentStub(client.channel).Read, request):
+    async for message in client.messages(service(pb, "Content").Read, request):
         file.write(message.data)
     file.flush()
 
@@ -30,32 +27,28 @@ async def store(client: Client, descriptor: Descriptor, file: BinaryIO, marks: M
     Call it with a lease held, or the blob may be collected before something refers to it.
     """
     ref = f"rctl-{os.getpid()}-{descriptor.digest}"
-    stub = ContentStub(client.channel)
-
-    async def requests() -> AsyncIterator[pb.WriteContentRequest]:
-        file.seek(0)
-        offset = 0
-        while data := file.read(_CHUNK):
-            yield pb.WriteContentRequest(
-                action=pb.WRITE,
-                ref=ref,
-                total=descriptor.size,
-                expected=descriptor.digest,
-                offset=offset,
-                data=data,
-            )
-            offset += len(data)
-        yield pb.WriteContentRequest(
-            action=pb.COMMIT, ref=ref, total=descriptor.size, expected=descriptor.digest, offset=offset, labels=marks
-        )
-
+    content = service(pb, "Content")
     try:
-        async for _ in stub.Write(requests(), metadata=client.metadata):
-            pass
-    except grpc.aio.AioRpcError as exc:
-        error = client.error(exc)
-        if isinstance(error, AlreadyExists):
-            return
+        async with client.opened(content.Write) as call:
+            for request in _requests(ref, descriptor, file, marks):
+                await call.send(request.SerializeToString(), is_last=request.action == pb.COMMIT)
+                await call.receive()  # each is answered, also with the error that it met
+            await call.receive()
+    except AlreadyExists:
+        return
+    except RuntimedError:
         with suppress(NotFound):
-            await client.call(stub.Abort, pb.AbortRequest(ref=ref))
-        raise error from exc
+            await client.call(content.Abort, pb.AbortRequest(ref=ref))
+        raise
+
+
+def _requests(
+    ref: str, descriptor: Descriptor, file: BinaryIO, marks: Mapping[str, str]
+) -> Iterator[pb.WriteContentRequest]:
+    size, digest = descriptor.size, descriptor.digest
+    file.seek(0)
+    offset = 0
+    while data := file.read(_CHUNK):
+        yield pb.WriteContentRequest(action=pb.WRITE, ref=ref, total=size, expected=digest, offset=offset, data=data)
+        offset += len(data)
+    yield pb.WriteContentRequest(action=pb.COMMIT, ref=ref, total=size, expected=digest, offset=offset, labels=marks)

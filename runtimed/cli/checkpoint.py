@@ -6,8 +6,7 @@ import click
 
 from runtimed.api import runc_options_pb2 as runc
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.api.tasks_pb2_grpc import TasksStub
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.output import print_lines
 from runtimed.cli.start import start
 
@@ -46,7 +45,7 @@ def checkpoint_command(
         request = tasks.CheckpointTaskRequest(container_id=id)
         request.options.type_url = options.DESCRIPTOR.full_name
         request.options.value = options.SerializeToString()
-        await client.call(TasksStub(client.channel).Checkpoint, request)
+        await client.call(service(tasks, "Tasks").Checkpoint, request)
         print_lines([id])
         return 0
 

@@ -9,28 +9,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-# Read when grpc is imported. Without: fork handlers that we do not need, and the C library's own lines on stderr.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from runtimed.cli.output import note
-from runtimed.errors import InvalidArgument, RuntimedError, Unavailable, from_code
+from runtimed.errors import AlreadyExists, InvalidArgument, NotFound, RuntimedError, Unavailable
+from runtimed.rpc.grpc_client import Call, Cancelled, Channel, Lost
 
-_MAX_MESSAGE = 16 << 20  # bytes, both ways; containerd's clients
-_OPTIONS = [
-    ("grpc.max_receive_message_length", _MAX_MESSAGE),
-    ("grpc.max_send_message_length", _MAX_MESSAGE),
-    # Of a socket's path grpc would make an authority that Go's server refuses.
-    ("grpc.default_authority", "localhost"),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    # Despite the name, how long the first words of a connection may take: a daemon that has much to do is not lost.
-    ("grpc.min_reconnect_backoff_ms", 15_000),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
+_NAMESPACE = "containerd-namespace"
 _MAX_SOCKET_PATH = 107  # bytes; unix(7)
 _PATIENCE_S = 15.0  # how long a restarting daemon is waited for; a restart takes a second or two
 _PROBE_S = 0.1
@@ -40,6 +30,29 @@ _ONLY_A_NAME = re.compile(r"[a-z]+(?: [a-z]+)? (?:\S+|'[^']*'|\"[^\"]*\")")
 
 class DaemonLost(Unavailable):
     """There is no connection to the daemon, or not any more; as opposed to a daemon that answers UNAVAILABLE."""
+
+
+class Method:
+    """A method of the API."""
+
+    def __init__(self, method: MethodDescriptor) -> None:
+        self.path = f"/{method.containing_service.full_name}/{method.name}"
+        self.answer = GetMessageClass(method.output_type)
+
+
+class Service:
+    """The methods of a service, as attributes."""
+
+    def __init__(self, service: ServiceDescriptor) -> None:
+        self._methods = service.methods_by_name
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(self._methods[name])
+
+
+def service(module: ModuleType, name: str) -> Service:
+    """Return the service *name* of a generated module; for :meth:`Client.call`."""
+    return Service(module.DESCRIPTOR.services_by_name[name])
 
 
 @dataclass(slots=True)
@@ -59,18 +72,18 @@ class Settings:
 class Client:
     """Calls in one namespace. All errors are those of :mod:`runtimed.errors`."""
 
-    def __init__(self, settings: Settings, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
+    def __init__(self, settings: Settings, channel: Channel) -> None:
+        self._channel = channel
         self.namespace = settings.namespace
         self._path = settings.socket_path
-        self._metadata: tuple[tuple[str, str], ...] = (("containerd-namespace", settings.namespace),)
+        self._metadata: tuple[tuple[str, str], ...] = ((_NAMESPACE, settings.namespace),)
         self._lease: tuple[tuple[str, str], ...] = ()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return (*self._metadata, *self._lease)
 
-    async def call(self, method: Callable[..., Any], request: Any, *, patient: bool = False) -> Any:
+    async def call(self, method: Method, request: Message, *, patient: bool = False) -> Any:
         """Return the answer of the unary *method*.
 
         With *patient* it is asked again if the daemon goes away meanwhile and comes back within 15 s; only for what
@@ -84,9 +97,11 @@ class Client:
         while True:
             tries += 1
             try:
-                return await method(request, metadata=self.metadata)
-            except grpc.aio.AioRpcError as exc:
-                error = self.error(exc)
+                return method.answer.FromString(
+                    await self._channel.unary(method.path, self.metadata, request.SerializeToString())
+                )
+            except RuntimedError as exc:
+                error = self._explained(exc)
                 if not (patient and isinstance(error, Unavailable)) or tries == _TRIES:
                     raise error from exc
             if isinstance(error, DaemonLost):
@@ -94,27 +109,45 @@ class Client:
             else:
                 await asyncio.sleep(_PROBE_S)  # it is stopping, or a shim is not there yet
 
-    async def messages(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
-        """Yield the answers of the server-streaming *method*. Raises as :meth:`call`."""
-        try:
-            async for message in method(request, metadata=self.metadata):
-                yield message
-        except grpc.aio.AioRpcError as exc:
-            raise self.error(exc) from exc
+    async def messages(self, method: Method, request: Message, *, namespace: str = "") -> AsyncIterator[Any]:
+        """Yield the answers of the server-streaming *method*, in another *namespace* if one is given.
 
-    def error(self, exc: grpc.aio.AioRpcError) -> RuntimedError:
-        """Return what grpc raised as our class."""
-        code, details = exc.code(), exc.details() or ""
-        # A daemon that stops cancels what is running; our own cancelling raises CancelledError instead.
-        if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
+        Raises as :meth:`call`.
+        """
+        async with self.opened(method, request, namespace=namespace) as call:
+            while (data := await call.receive()) is not None:
+                yield method.answer.FromString(data)
+
+    @asynccontextmanager
+    async def opened(
+        self, method: Method, request: Message | None = None, *, namespace: str = ""
+    ) -> AsyncIterator[Call]:
+        """Hold a call of *method*; *request*, if it is given, is all that is sent. Raises as :meth:`call`."""
+        metadata = ((_NAMESPACE, namespace),) if namespace else self.metadata
+        try:
+            call = await self._channel.call(
+                method.path, metadata, None if request is None else request.SerializeToString()
+            )
+            try:
+                yield call
+            finally:
+                call.cancel()
+        except RuntimedError as exc:
+            error = self._explained(exc)
+            if error is exc:
+                raise
+            raise error from exc
+
+    def _explained(self, exc: RuntimedError) -> RuntimedError:
+        """Return what a call raised as it is for users."""
+        if isinstance(exc, Lost | Cancelled):  # a daemon that stops cancels what is running
             lost = DaemonLost(f"lost the daemon at {self._path}")
             try:
                 probe(self._path)
             except RuntimedError as gone:
                 lost.__notes__ = gone.__notes__
-                return lost
-            return Unavailable(details) if details and not _is_transport(details) else lost
-        return from_code(code.value[0], _with_word(code, details))
+            return lost
+        return _with_word(exc)
 
     async def _until_back(self, error: RuntimedError) -> None:
         """Wait for the daemon to listen again. Raises *error*, with a note, if it does not."""
@@ -129,22 +162,15 @@ class Client:
                 await asyncio.sleep(_PROBE_S)
             else:
                 break
-        # Not by wait_for_ready on the call: grpc would then also wait, in silence, for a daemon that has just gone.
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                await self.channel.channel_ready()
-        except TimeoutError:
-            raise error from None
         note("the daemon is back")
 
     @asynccontextmanager
     async def held_lease(self) -> AsyncIterator[None]:
         """Hold what is made by calls within the block against garbage collection, for an hour at most."""
         from runtimed.api import leases_pb2 as pb
-        from runtimed.api.leases_pb2_grpc import LeasesStub
         from runtimed.labels import GC_EXPIRE
 
-        leases = LeasesStub(self.channel)
+        leases = service(pb, "Leases")
         id = f"rctl-{time.time_ns():x}-{os.getpid()}"
         expire = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
         await self.call(leases.Create, pb.CreateRequest(id=id, labels={GC_EXPIRE: expire}))
@@ -164,8 +190,11 @@ async def connected(settings: Settings) -> AsyncIterator[Client]:
         DaemonLost: there is none at the address; a note says what to do.
     """
     probe(settings.socket_path)
-    async with grpc.aio.insecure_channel(f"unix:{settings.socket_path}", options=_OPTIONS) as channel:
+    channel = Channel(settings.socket_path)
+    try:
         yield Client(settings, channel)
+    finally:
+        await channel.close()
 
 
 def probe(path: Path) -> None:
@@ -190,25 +219,10 @@ def probe(path: Path) -> None:
         raise error from None
 
 
-def _with_word(code: grpc.StatusCode, details: str) -> str:
-    """Return a message that only names the thing (``container 'x'``) with what its code says happened to it."""
-    words = {grpc.StatusCode.NOT_FOUND: "not found", grpc.StatusCode.ALREADY_EXISTS: "already exists"}
-    word = words.get(code)
-    return f"{details}: {word}" if word and _ONLY_A_NAME.fullmatch(details) else details
-
-
-def _is_transport(details: str) -> bool:
-    """Say whether *details* are grpc's own words about its connection rather than a daemon's answer."""
-    words = (
-        "failed to connect",
-        "Socket closed",
-        "Connection reset",
-        "recvmsg",
-        "GOAWAY",
-        "Stream removed",
-        "CANCELLED",
-    )
-    return any(word.lower() in details.lower() for word in words)
+def _with_word(exc: RuntimedError) -> RuntimedError:
+    """Return an error that only names the thing (``container 'x'``) with what its class says happened to it."""
+    word = {NotFound: "not found", AlreadyExists: "already exists"}.get(type(exc))
+    return type(exc)(f"{exc}: {word}") if word and _ONLY_A_NAME.fullmatch(str(exc)) else exc
 
 
 def run(settings: Settings, work: Callable[[Client], Awaitable[int]]) -> int:

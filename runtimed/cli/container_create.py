@@ -1,9 +1,10 @@
 """From an image to a container that can be started: record, snapshot, spec."""
 
 import os
-import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf.any_pb2 import Any
 
@@ -12,18 +13,17 @@ from runtimed.api import containers_pb2 as containers
 from runtimed.api import namespaces_pb2 as namespaces
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.api import types_pb2 as types
-from runtimed.api.containers_pb2_grpc import ContainersStub
-from runtimed.api.namespaces_pb2_grpc import NamespacesStub
-from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
 from runtimed.cli import users
-from runtimed.cli.client import Client
+from runtimed.cli.client import Client, service
 from runtimed.cli.documents import Documents
 from runtimed.cli.unpack import ensure_unpacked
 from runtimed.errors import NotFound, Unavailable
-from runtimed.mounts import Mount, mounted_temporarily
 from runtimed.oci.runtime_spec import TYPE_URL, Options, User, container_spec
 from runtimed.rollback import Rollback
 from runtimed.threads import blocking
+
+if TYPE_CHECKING:
+    from runtimed.mounts import Mount
 
 DEFAULT_RUNTIME = "io.containerd.runc.v2"
 DEFAULT_SNAPSHOTTER = "overlayfs"
@@ -49,14 +49,15 @@ class Plan:
 
 def random_id() -> str:
     """Return an ID that people can read out, ``quick-otter-3fa9c1``."""
-    return f"{random.choice(_ADJECTIVES.split())}-{random.choice(_ANIMALS.split())}-{random.getrandbits(24):06x}"
+    adjectives, animals, number = _ADJECTIVES.split(), _ANIMALS.split(), os.urandom(5)
+    return f"{adjectives[number[0] % len(adjectives)]}-{animals[number[1] % len(animals)]}-{number[2:].hex()}"
 
 
 async def defaults(client: Client) -> tuple[str, str]:
     """Return the snapshotter and the runtime for who asks for none: the namespace's, else containerd's."""
     try:
         request = namespaces.GetNamespaceRequest(name=client.namespace)
-        found = (await client.call(NamespacesStub(client.channel).Get, request)).namespace.labels
+        found = (await client.call(service(namespaces, "Namespaces").Get, request)).namespace.labels
     except NotFound:
         found = {}
     return (
@@ -84,7 +85,7 @@ async def create(client: Client, plan: Plan, options: Options, steps: Rollback) 
         snapshot_key=plan.id,
     )
     # The record first: it claims the ID, and refers to the snapshot before there is one that could be collected.
-    stub = ContainersStub(client.channel)
+    stub = service(containers, "Containers")
     try:
         await client.call(stub.Create, containers.CreateContainerRequest(container=record))
     except Unavailable as exc:
@@ -93,7 +94,7 @@ async def create(client: Client, plan: Plan, options: Options, steps: Rollback) 
         raise
     steps.undo("delete the container", delete_container, client, plan.id)
     prepare = snapshots.PrepareSnapshotRequest(snapshotter=plan.snapshotter, key=plan.id, parent=plan.image.chain_id)
-    prepared = await client.call(SnapshotsStub(client.channel).Prepare, prepare)
+    prepared = await client.call(service(snapshots, "Snapshots").Prepare, prepare)
     steps.undo("remove the snapshot", remove_snapshot, client, plan.snapshotter, plan.id)
     return list(prepared.mounts)
 
@@ -102,7 +103,7 @@ async def delete_container(client: Client, id: str) -> None:
     """Delete the record; it being gone is fine."""
     try:
         request = containers.DeleteContainerRequest(id=id)
-        await client.call(ContainersStub(client.channel).Delete, request, patient=True)
+        await client.call(service(containers, "Containers").Delete, request, patient=True)
     except NotFound:
         pass
 
@@ -111,7 +112,7 @@ async def remove_snapshot(client: Client, snapshotter: str, key: str) -> None:
     """Remove the snapshot; it being gone is fine."""
     try:
         request = snapshots.RemoveSnapshotRequest(snapshotter=snapshotter, key=key)
-        await client.call(SnapshotsStub(client.channel).Remove, request, patient=True)
+        await client.call(service(snapshots, "Snapshots").Remove, request, patient=True)
     except NotFound:
         pass
 
@@ -127,22 +128,26 @@ async def _user(client: Client, plan: Plan) -> User:
     found = users.numeric(text)
     if found is not None:
         return found
-    stub = SnapshotsStub(client.channel)
-    key = f"rctl-user-{os.getpid()}-{random.getrandbits(32):08x}"
+    stub = service(snapshots, "Snapshots")
+    key = f"rctl-user-{os.getpid()}-{os.urandom(4).hex()}"
     async with client.held_lease():
         view = snapshots.ViewSnapshotRequest(snapshotter=plan.snapshotter, key=key, parent=plan.image.chain_id)
         answer = await client.call(stub.View, view)
         try:
-            return await blocking(_resolve, text, [to_mount(message) for message in answer.mounts])
+            return await blocking(_resolve, text, answer.mounts)
         finally:
             await remove_snapshot(client, plan.snapshotter, key)
 
 
-def _resolve(text: str, mounts: list[Mount]) -> User:
-    with mounted_temporarily(mounts) as root:
+def _resolve(text: str, messages: Iterable[types.Mount]) -> User:
+    from runtimed.mounts import mounted_temporarily  # here and below: seldom needed, and it loads ctypes
+
+    with mounted_temporarily([to_mount(message) for message in messages]) as root:
         return users.resolve(text, root)
 
 
-def to_mount(message: types.Mount) -> Mount:
+def to_mount(message: types.Mount) -> "Mount":
     """Return the mount of a message."""
+    from runtimed.mounts import Mount
+
     return Mount(message.type, message.source, message.target, tuple(message.options))

@@ -7,10 +7,8 @@ import click
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import task_types_pb2
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.api.containers_pb2_grpc import ContainersStub
-from runtimed.api.tasks_pb2_grpc import TasksStub
 from runtimed.cli import logs, output
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.container_create import delete_container, remove_snapshot
 from runtimed.cli.each import each
 from runtimed.cli.process import Process
@@ -35,8 +33,8 @@ def ps_command(settings: Settings, everything: bool, quiet: bool) -> int:
 
     async def work(client: Client) -> int:
         listed, running = await asyncio.gather(
-            client.call(ContainersStub(client.channel).List, containers.ListContainersRequest()),
-            client.call(TasksStub(client.channel).List, tasks.ListTasksRequest()),
+            client.call(service(containers, "Containers").List, containers.ListContainersRequest()),
+            client.call(service(tasks, "Tasks").List, tasks.ListTasksRequest()),
         )
         # A container's task has the container's ID; containerd before 2.0 gives it as id, and no container_id.
         by_id = {task.container_id or task.id: task for task in running.tasks}
@@ -102,10 +100,10 @@ def rm_command(settings: Settings, force: bool, ids: tuple[str, ...]) -> int:
 
 async def _remove(client: Client, id: str, *, force: bool) -> None:
     request = containers.GetContainerRequest(id=id)
-    record = (await client.call(ContainersStub(client.channel).Get, request)).container
+    record = (await client.call(service(containers, "Containers").Get, request)).container
     process = Process(client, id)
     try:
-        task = (await client.call(TasksStub(client.channel).Get, tasks.GetRequest(container_id=id))).process
+        task = (await client.call(service(tasks, "Tasks").Get, tasks.GetRequest(container_id=id))).process
     except NotFound:
         task = None
     if task is not None and task.status == task_types_pb2.STOPPED:

@@ -3,8 +3,7 @@
 import click
 
 from runtimed.api import doctor_pb2 as doctor
-from runtimed.api.doctor_pb2_grpc import DoctorStub
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.output import age, print_json, print_table, safe, timestamp
 
 
@@ -18,7 +17,7 @@ def doctor_command(settings: Settings, repair: bool) -> int:
     """
 
     async def work(client: Client) -> int:
-        answer = await client.call(DoctorStub(client.channel).Check, doctor.CheckRequest(repair=repair))
+        answer = await client.call(service(doctor, "Doctor").Check, doctor.CheckRequest(repair=repair))
         is_wrong = any(not finding.action or finding.error for finding in answer.findings)
         if settings.json:
             print_json({"findings": [*map(_finding, answer.findings)], "facts": [*map(_fact, answer.facts)]})

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from runtimed.api import content_pb2 as content
 from runtimed.api import images_pb2 as images
 from runtimed.api import types_pb2 as types
-from runtimed.api.content_pb2_grpc import ContentStub
-from runtimed.api.images_pb2_grpc import ImagesStub
-from runtimed.cli.client import Client
+from runtimed.cli.client import Client, service
 from runtimed.errors import InvalidArgument, NotFound
 from runtimed.oci import manifest as manifests
 from runtimed.oci import platform as platforms
@@ -49,7 +47,7 @@ class Documents:
 
 async def find_image(client: Client, name: str) -> images.Image:
     """Return the image called *name*, or what Docker would mean by it. Raises NotFound."""
-    stub = ImagesStub(client.channel)
+    stub = service(images, "Images")
     for candidate in _candidates(name):
         try:
             answer = await client.call(stub.Get, images.GetImageRequest(name=candidate))
@@ -99,7 +97,7 @@ async def read_blob(client: Client, descriptor: Descriptor, limit: int) -> bytes
     """Return the blob, which must not exceed *limit* bytes. Raises NotFound, InvalidArgument."""
     data = bytearray()
     request = content.ReadContentRequest(digest=descriptor.digest)
-    async for message in client.messages(ContentStub(client.channel).Read, request):
+    async for message in client.messages(service(content, "Content").Read, request):
         data += message.data
         if len(data) > limit:
             raise InvalidArgument(f"content {descriptor.digest} is larger than {limit} bytes")

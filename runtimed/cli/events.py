@@ -6,8 +6,7 @@ import click
 
 from runtimed.api import events_pb2  # noqa: F401 - the types that the daemon's events are decoded with
 from runtimed.api import events_service_pb2 as pb
-from runtimed.api.events_service_pb2_grpc import EventsStub
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.decode import any_to_json
 from runtimed.cli.output import safe, timestamp
 
@@ -23,9 +22,7 @@ def events_command(settings: Settings, filters: tuple[str, ...]) -> int:
     """
 
     async def work(client: Client) -> int:
-        async for envelope in client.messages(
-            EventsStub(client.channel).Subscribe, pb.SubscribeRequest(filters=filters)
-        ):
+        async for envelope in client.messages(service(pb, "Events").Subscribe, pb.SubscribeRequest(filters=filters)):
             event = any_to_json(envelope.event)
             at = timestamp(envelope.timestamp) or ""
             if settings.json:

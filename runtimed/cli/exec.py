@@ -1,7 +1,7 @@
 """``rctl exec``: a further process in a running container."""
 
 import asyncio
-import secrets
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,9 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.api.containers_pb2_grpc import ContainersStub
-from runtimed.api.tasks_pb2_grpc import TasksStub
 from runtimed.cli import options, terminal, users
 from runtimed.cli.attach import Signals, attached, with_signals
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.options import ProcessOptions
 from runtimed.cli.output import note
 from runtimed.cli.process import Process
@@ -57,11 +55,11 @@ def exec_command(settings: Settings, /, id: str, args: tuple[str, ...], **option
         terminal.require(sys.stdin.fileno())
 
     async def work(client: Client) -> int:
-        process = Process(client, id, f"exec-{secrets.token_hex(6)}")
+        process = Process(client, id, f"exec-{os.urandom(6).hex()}")
         spec = await _process_spec(client, id, args, given)
         request = tasks.ExecProcessRequest(container_id=id, exec_id=process.exec_id, spec=spec, terminal=given.tty)
         if given.detach:
-            await client.call(TasksStub(client.channel).Exec, request)
+            await client.call(service(tasks, "Tasks").Exec, request)
             await _start_or_delete(process)
             return 0
         return await with_signals(lambda signals: _attached(client, process, request, given, signals))
@@ -75,7 +73,7 @@ async def _attached(
     tty = given.tty
     with Fifos(stdin=tty or given.interactive, stderr=not tty) as fifos:
         request.stdin, request.stdout, request.stderr = (fifos.path(name) for name in ("stdin", "stdout", "stderr"))
-        await client.call(TasksStub(client.channel).Exec, request)
+        await client.call(service(tasks, "Tasks").Exec, request)
         try:
             status = await attached(process, fifos, signals, has_terminal=tty)
         except (RuntimedError, asyncio.CancelledError):
@@ -102,7 +100,7 @@ async def _process_spec(client: Client, id: str, args: tuple[str, ...], given: G
     It is kept as the client wrote it that made the container: there may be fields that we do not know.
     """
     request = containers.GetContainerRequest(id=id)
-    record = (await client.call(ContainersStub(client.channel).Get, request)).container
+    record = (await client.call(service(containers, "Containers").Get, request)).container
     try:
         process: dict[str, Any] = msgspec.json.decode(record.spec.value)["process"]
     except (msgspec.DecodeError, KeyError, TypeError):
@@ -124,6 +122,6 @@ async def _user(client: Client, id: str, text: str) -> runtime_spec.User:
     found = users.numeric(text)
     if found is not None:
         return found
-    answer = await client.call(TasksStub(client.channel).Get, tasks.GetRequest(container_id=id))
+    answer = await client.call(service(tasks, "Tasks").Get, tasks.GetRequest(container_id=id))
     # The container as it is now, which may have made users since.
     return await blocking(users.resolve, text, Path(f"/proc/{answer.process.pid}/root"))

@@ -13,15 +13,8 @@ from runtimed.api import introspection_pb2 as introspection
 from runtimed.api import leases_pb2 as leases
 from runtimed.api import namespaces_pb2 as namespaces
 from runtimed.api import snapshots_pb2 as snapshots
-from runtimed.api.containers_pb2_grpc import ContainersStub
-from runtimed.api.content_pb2_grpc import ContentStub
-from runtimed.api.images_pb2_grpc import ImagesStub
-from runtimed.api.introspection_pb2_grpc import IntrospectionStub
-from runtimed.api.leases_pb2_grpc import LeasesStub
-from runtimed.api.namespaces_pb2_grpc import NamespacesStub
-from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
 from runtimed.cli import output
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.errors import InvalidArgument, NotFound
 from runtimed.gcgraph import Graph, Node
 
@@ -39,7 +32,7 @@ def run_command(settings: Settings) -> int:
     """Collect now, in all namespaces, and return when it is done."""
 
     async def work(client: Client) -> int:
-        stub = LeasesStub(client.channel)
+        stub = service(leases, "Leases")
         id = f"rctl-gc-{secrets.token_hex(8)}"
         await client.call(stub.Create, leases.CreateRequest(id=id))
         await client.call(stub.Delete, leases.DeleteRequest(id=id, sync=True))
@@ -122,28 +115,28 @@ def _said(node: Node) -> str:
 
 async def _graph(client: Client) -> tuple[Graph, dict[str, int]]:
     """Return the marked graph of the namespace, and the size of each blob in bytes."""
-    namespace, channel = client.namespace, client.channel
+    namespace = client.namespace
     graph = Graph(time.time_ns())
     sizes: dict[str, int] = {}
-    listed = await client.call(LeasesStub(channel).List, leases.ListRequest())
+    listed = await client.call(service(leases, "Leases").List, leases.ListRequest())
     for lease in listed.leases:
-        held = await client.call(LeasesStub(channel).ListResources, leases.ListResourcesRequest(id=lease.id))
+        held = await client.call(service(leases, "Leases").ListResources, leases.ListResourcesRequest(id=lease.id))
         graph.lease(namespace, lease.id, lease.labels, [(one.type, one.id) for one in held.resources])
-    for image in (await client.call(ImagesStub(channel).List, images.ListImagesRequest())).images:
+    for image in (await client.call(service(images, "Images").List, images.ListImagesRequest())).images:
         graph.image(namespace, image.name, image.target.digest, image.labels)
-    records = await client.call(ContainersStub(channel).List, containers.ListContainersRequest())
+    records = await client.call(service(containers, "Containers").List, containers.ListContainersRequest())
     for record in records.containers:
         graph.container(namespace, record.id, record.snapshotter, record.snapshot_key, record.labels)
     for name in await _snapshotters(client):
         request = snapshots.ListSnapshotsRequest(snapshotter=name)
-        async for page in client.messages(SnapshotsStub(channel).List, request):
+        async for page in client.messages(service(snapshots, "Snapshots").List, request):
             for info in page.info:
                 graph.snapshot(namespace, name, info.name, info.parent, info.labels)
-    async for page in client.messages(ContentStub(channel).List, content.ListContentRequest()):
+    async for page in client.messages(service(content, "Content").List, content.ListContentRequest()):
         for info in page.info:
             graph.blob(namespace, info.digest, info.labels)
             sizes[info.digest] = info.size
-    statuses = await client.call(ContentStub(channel).ListStatuses, content.ListStatusesRequest())
+    statuses = await client.call(service(content, "Content").ListStatuses, content.ListStatusesRequest())
     for status in statuses.statuses:
         expires_at = status.started_at.ToNanoseconds() + _INGEST_LIFETIME_NS
         graph.ingest(namespace, status.ref, status.expected, expires_at)
@@ -153,19 +146,18 @@ async def _graph(client: Client) -> tuple[Graph, dict[str, int]]:
 
 async def _snapshotters(client: Client) -> list[str]:
     request = introspection.PluginsRequest(filters=["type==io.containerd.snapshotter.v1"])
-    answer = await client.call(IntrospectionStub(client.channel).Plugins, request)
+    answer = await client.call(service(introspection, "Introspection").Plugins, request)
     return [plugin.id for plugin in answer.plugins if not plugin.HasField("init_err")]
 
 
 async def _elsewhere(client: Client) -> set[str]:
     """Return the blobs that other namespaces have, too: removing them here frees nothing."""
     found: set[str] = set()
-    listed = await client.call(NamespacesStub(client.channel).List, namespaces.ListNamespacesRequest())
+    listed = await client.call(service(namespaces, "Namespaces").List, namespaces.ListNamespacesRequest())
     for other in listed.namespaces:
         if other.name != client.namespace:
-            stub = ContentStub(client.channel)
-            metadata = (("containerd-namespace", other.name),)
-            async for page in stub.List(content.ListContentRequest(), metadata=metadata):
+            listing = service(content, "Content").List
+            async for page in client.messages(listing, content.ListContentRequest(), namespace=other.name):
                 found |= {info.digest for info in page.info}
     return found
 
@@ -177,7 +169,7 @@ async def _size(client: Client, node: Node, sizes: dict[str, int], shared: set[s
         snapshotter = node.type.removeprefix(gcgraph.SNAPSHOTS)
         try:
             request = snapshots.UsageRequest(snapshotter=snapshotter, key=node.id)
-            return int((await client.call(SnapshotsStub(client.channel).Usage, request)).size)
+            return int((await client.call(service(snapshots, "Snapshots").Usage, request)).size)
         except NotFound:
             return 0  # collected meanwhile
     return 0

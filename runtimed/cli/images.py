@@ -5,9 +5,8 @@ import asyncio
 import click
 
 from runtimed.api import images_pb2 as images
-from runtimed.api.images_pb2_grpc import ImagesStub
 from runtimed.cli import output
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.documents import Documents, documents, find_image
 from runtimed.cli.each import each
 from runtimed.cli.lazy import LazyGroup
@@ -40,7 +39,7 @@ def images_command(context: click.Context, quiet: bool) -> int:
     settings: Settings = context.obj
 
     async def work(client: Client) -> int:
-        answer = await client.call(ImagesStub(client.channel).List, images.ListImagesRequest())
+        answer = await client.call(service(images, "Images").List, images.ListImagesRequest())
         found = sorted(answer.images, key=lambda image: image.name)
         if quiet:
             names = [image.name for image in found]
@@ -100,7 +99,7 @@ def rmi_command(settings: Settings, names: tuple[str, ...]) -> int:
     async def remove(client: Client, name: str) -> str:
         image = await find_image(client, name)
         request = images.DeleteImageRequest(name=image.name, sync=True)
-        await client.call(ImagesStub(client.channel).Delete, request)
+        await client.call(service(images, "Images").Delete, request)
         return str(image.name)
 
     return each(settings, names, remove)

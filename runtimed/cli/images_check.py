@@ -9,11 +9,8 @@ import click
 from runtimed.api import content_pb2 as content
 from runtimed.api import images_pb2 as images
 from runtimed.api import snapshots_pb2 as snapshots
-from runtimed.api.content_pb2_grpc import ContentStub
-from runtimed.api.images_pb2_grpc import ImagesStub
-from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
 from runtimed.cli import output
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.container_create import defaults
 from runtimed.cli.documents import documents, find_image
 from runtimed.cli.unpack import is_unpacked
@@ -57,7 +54,7 @@ def check_command(
         if names:
             chosen = [await find_image(client, name) for name in names]
         else:
-            answer = await client.call(ImagesStub(client.channel).List, images.ListImagesRequest())
+            answer = await client.call(service(images, "Images").List, images.ListImagesRequest())
             chosen = sorted(answer.images, key=lambda image: image.name)
         found = [await _check(client, image, wanted, place, is_read=is_read) for image in chosen]
         if settings.json:
@@ -104,7 +101,7 @@ async def _check(client: Client, image: images.Image, platform: Platform, snapsh
 
 async def _check_blob(client: Client, blob: Descriptor, *, is_read: bool) -> None:
     """Raises NotFound, and DataLoss if the blob is not what its descriptor says."""
-    stub = ContentStub(client.channel)
+    stub = service(content, "Content")
     info = (await client.call(stub.Info, content.InfoRequest(digest=blob.digest))).info
     if info.size != blob.size:
         raise DataLoss(f"{blob.digest} has {info.size} bytes, not {blob.size}")
@@ -145,7 +142,7 @@ def usage_command(settings: Settings, snapshotter: str | None, name: str) -> int
     async def work(client: Client) -> int:
         place = snapshotter or (await defaults(client))[0]
         parts = await documents(client, await find_image(client, name), platforms.host())
-        stub = SnapshotsStub(client.channel)
+        stub = service(snapshots, "Snapshots")
         rows = []
         for layer, chain_id in zip(parts.manifest.layers or (), manifest.chain_ids(parts.diff_ids), strict=True):
             try:

@@ -12,9 +12,8 @@ import msgspec
 
 from runtimed import labels
 from runtimed.api import images_pb2 as images
-from runtimed.api.images_pb2_grpc import ImagesStub
 from runtimed.cli import blobs, output
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.documents import find_image, from_proto, read_blob, to_proto
 from runtimed.diff import compression
 from runtimed.diff.compressing import compressor
@@ -162,7 +161,7 @@ def _recompress(source: Path, layer: Descriptor, diff_id: str, wanted: Compressi
 
 
 async def _name(client: Client, image: images.Image) -> None:
-    stub = ImagesStub(client.channel)
+    stub = service(images, "Images")
     try:
         await client.call(stub.Create, images.CreateImageRequest(image=image))
     except AlreadyExists:

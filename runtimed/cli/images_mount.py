@@ -13,9 +13,7 @@ import click
 
 from runtimed.api import leases_pb2 as leases
 from runtimed.api import snapshots_pb2 as snapshots
-from runtimed.api.leases_pb2_grpc import LeasesStub
-from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.container_create import defaults, remove_snapshot, to_mount
 from runtimed.cli.documents import documents, find_image
 from runtimed.cli.output import print_json, print_lines
@@ -53,16 +51,16 @@ def mount_command(
         parts = await documents(client, await find_image(client, image), wanted)
         await ensure_unpacked(client, parts, place)
         key = _key(where)
-        stub = SnapshotsStub(client.channel)
+        stub = service(snapshots, "Snapshots")
         await _forget(client, key)  # of a mount that a reboot has ended
         async with Rollback() as steps:
             steps.undo("forget the mount", _forget, client, key)
             await client.call(
-                LeasesStub(client.channel).Create, leases.CreateRequest(id=key, labels={"path": str(where)})
+                service(leases, "Leases").Create, leases.CreateRequest(id=key, labels={"path": str(where)})
             )
             resource = leases.Resource(id=key, type=f"snapshots/{place}")
             request = leases.AddResourceRequest(id=key, resource=resource)
-            await client.call(LeasesStub(client.channel).AddResource, request)
+            await client.call(service(leases, "Leases").AddResource, request)
             if is_writable:
                 prepare = snapshots.PrepareSnapshotRequest(snapshotter=place, key=key, parent=parts.chain_id)
                 mounts = (await client.call(stub.Prepare, prepare)).mounts
@@ -113,12 +111,12 @@ def _key(where: Path) -> str:
 
 async def _is_ours(client: Client, key: str) -> bool:
     request = leases.ListRequest(filters=[f"id=={key}"])
-    return bool((await client.call(LeasesStub(client.channel).List, request)).leases)
+    return bool((await client.call(service(leases, "Leases").List, request)).leases)
 
 
 async def _forget(client: Client, key: str) -> None:
     """Remove the snapshot of a mount, and its lease, as far as they are there."""
-    stub = LeasesStub(client.channel)
+    stub = service(leases, "Leases")
     with suppress(NotFound):
         answer = await client.call(stub.ListResources, leases.ListResourcesRequest(id=key))
         for resource in answer.resources:

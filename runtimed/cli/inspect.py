@@ -8,9 +8,7 @@ import msgspec
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import runc_options_pb2  # noqa: F401 - the type that runtime options are decoded with
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.api.containers_pb2_grpc import ContainersStub
-from runtimed.api.tasks_pb2_grpc import TasksStub
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.containers import state
 from runtimed.cli.decode import any_to_json
 from runtimed.cli.documents import documents, find_image
@@ -28,7 +26,7 @@ def inspect_command(settings: Settings, name: str) -> int:
     async def work(client: Client) -> int:
         try:
             request = containers.GetContainerRequest(id=name)
-            record = (await client.call(ContainersStub(client.channel).Get, request)).container
+            record = (await client.call(service(containers, "Containers").Get, request)).container
         except (NotFound, InvalidArgument):  # an image's name need not be a valid ID
             record = None
         try:
@@ -45,7 +43,7 @@ def inspect_command(settings: Settings, name: str) -> int:
 async def _container(client: Client, record: containers.Container) -> dict[str, Any]:
     request = tasks.GetRequest(container_id=record.id)
     try:
-        task = (await client.call(TasksStub(client.channel).Get, request)).process
+        task = (await client.call(service(tasks, "Tasks").Get, request)).process
     except NotFound:
         task = None
     described = {

@@ -11,10 +11,7 @@ from runtimed import labels
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import introspection_pb2 as introspection
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.api.containers_pb2_grpc import ContainersStub
-from runtimed.api.introspection_pb2_grpc import IntrospectionStub
-from runtimed.api.tasks_pb2_grpc import TasksStub
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.logfile import LogFile, path_of
 from runtimed.cli.process import Process
 from runtimed.errors import FailedPrecondition, NotFound, os_errors
@@ -31,7 +28,9 @@ async def default_path(client: Client, id: str) -> Path:
         NotFound: the daemon does not tell its root, as containerd before 2.0 does not.
     """
     filters = ["type==io.containerd.runtime.v2,id==task"]
-    answer = await client.call(IntrospectionStub(client.channel).Plugins, introspection.PluginsRequest(filters=filters))
+    answer = await client.call(
+        service(introspection, "Introspection").Plugins, introspection.PluginsRequest(filters=filters)
+    )
     roots = [plugin.exports["root"] for plugin in answer.plugins if plugin.exports.get("root")]
     if not roots:
         error = NotFound("the daemon does not say where logs are kept")
@@ -94,9 +93,9 @@ def logs_command(settings: Settings, follow: bool, lines: int | None, id: str) -
 async def _log_of(client: Client, id: str) -> str:
     """Return the URI of the file with the output of the container's task, or of the one that we chose ourselves."""
     request = containers.GetContainerRequest(id=id)
-    container = (await client.call(ContainersStub(client.channel).Get, request)).container
+    container = (await client.call(service(containers, "Containers").Get, request)).container
     try:
-        answer = await client.call(TasksStub(client.channel).Get, tasks.GetRequest(container_id=id))
+        answer = await client.call(service(tasks, "Tasks").Get, tasks.GetRequest(container_id=id))
         if path_of(answer.process.stdout) is not None:
             return str(answer.process.stdout)
     except NotFound:

@@ -83,7 +83,8 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of a pipeline went first. Python would complain once more while it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
+    sys.stderr.flush()
+    os._exit(status)  # taking everything in Python down would take 10 ms
 
 
 def _open_closed_streams() -> None:

@@ -2,8 +2,7 @@
 
 from runtimed.api import task_types_pb2
 from runtimed.api import tasks_pb2 as pb
-from runtimed.api.tasks_pb2_grpc import TasksStub
-from runtimed.cli.client import Client
+from runtimed.cli.client import Client, service
 from runtimed.errors import NotFound, Unavailable
 from runtimed.oci.runtime_spec import ConsoleSize
 
@@ -15,7 +14,7 @@ class Process:
         self.container_id = container_id
         self.exec_id = exec_id
         self._client = client
-        self._tasks = TasksStub(client.channel)
+        self._tasks = service(pb, "Tasks")
 
     async def start(self) -> int:
         """Start it and return its pid; a daemon that goes away meanwhile is asked afterwards whether it did."""

@@ -4,7 +4,6 @@ import click
 import msgspec
 
 from runtimed.api import tasks_pb2 as pb
-from runtimed.api.tasks_pb2_grpc import TasksStub
 from runtimed.cli import options
 from runtimed.cli.client import Client, Settings
 from runtimed.cli.each import each
@@ -31,7 +30,7 @@ def update_command(
     async def update(client: Client, id: str) -> str:
         request = pb.UpdateTaskRequest(container_id=id)
         request.resources.type_url, request.resources.value = _KIND, document
-        await client.call(TasksStub(client.channel).Update, request)
+        await client.call(service(pb, "Tasks").Update, request)
         return id
 
     return each(settings, ids, update)
@@ -44,7 +43,7 @@ def pause_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Stop all processes of containers where they are, until 'rctl resume'."""
 
     async def pause(client: Client, id: str) -> str:
-        await client.call(TasksStub(client.channel).Pause, pb.PauseTaskRequest(container_id=id))
+        await client.call(service(pb, "Tasks").Pause, pb.PauseTaskRequest(container_id=id))
         return id
 
     return each(settings, ids, pause)
@@ -57,7 +56,7 @@ def resume_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Let paused containers go on."""
 
     async def resume(client: Client, id: str) -> str:
-        await client.call(TasksStub(client.channel).Resume, pb.ResumeTaskRequest(container_id=id))
+        await client.call(service(pb, "Tasks").Resume, pb.ResumeTaskRequest(container_id=id))
         return id
 
     return each(settings, ids, resume)

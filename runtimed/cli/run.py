@@ -14,16 +14,14 @@ import click
 from runtimed import labels
 from runtimed.api import images_pb2 as images
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.api.tasks_pb2_grpc import TasksStub
-from runtimed.cli import logs, options, terminal
+from runtimed.cli import options, terminal
 from runtimed.cli.attach import Signals, attached, with_signals
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.container_create import Plan, create, defaults, has_cgroup_v2, random_id
 from runtimed.cli.documents import Documents, documents, find_image
 from runtimed.cli.options import ContainerOptions
 from runtimed.cli.output import note, print_json, print_lines
 from runtimed.cli.process import Process
-from runtimed.cli.pull import pull_image
 from runtimed.cli.stdio import Fifos
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError, Unavailable
 from runtimed.identifiers import validate, validate_labels
@@ -166,6 +164,8 @@ async def _image(
         except NotFound:
             if pull == "never":
                 raise
+    from runtimed.cli.pull import pull_image
+
     image = await pull_image(client, settings, name, platform=platform, snapshotter=snapshotter)
     return image, await documents(client, image, platform)
 
@@ -199,6 +199,8 @@ async def _start_detached(
     client: Client, process: Process, request: tasks.CreateTaskRequest, log_uri: str, given: Given, steps: Rollback
 ) -> None:
     if not (given.log or given.log_uri):
+        from runtimed.cli import logs
+
         path = await logs.default_path(client, process.container_id)
         await blocking(logs.make, path)
         steps.undo("remove the log", blocking, path.unlink)
@@ -210,7 +212,7 @@ async def _start_detached(
 
 async def _create_task(client: Client, process: Process, request: tasks.CreateTaskRequest, steps: Rollback) -> None:
     try:
-        await client.call(TasksStub(client.channel).Create, request)
+        await client.call(service(tasks, "Tasks").Create, request)
     except Unavailable:
         steps.undo("end the task", end, process)  # it may have been created all the same
         raise
@@ -224,6 +226,8 @@ async def _log_uri(client: Client, id: str, given: Given) -> str:
             raise InvalidArgument(f"--log-uri {given.log_uri!r} must be one of {', '.join(_LOG_SCHEMES)}:///PATH")
         return given.log_uri
     if not given.log:
+        from runtimed.cli import logs
+
         return (await logs.default_path(client, id)).as_uri()
     path = Path(given.log)
     if not await blocking(path.parent.is_dir):

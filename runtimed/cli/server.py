@@ -6,9 +6,8 @@ import click
 from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import introspection_pb2 as introspection
-from runtimed.api.introspection_pb2_grpc import IntrospectionStub
-from runtimed.api.version_pb2_grpc import VersionStub
-from runtimed.cli.client import Client, Settings, run
+from runtimed.api import version_pb2
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.output import print_json, print_table, safe
 
 
@@ -21,7 +20,7 @@ def version_command(settings: Settings) -> int:
         print(f"client: {client_version}")
 
     async def work(client: Client) -> int:
-        answer = await client.call(VersionStub(client.channel).Version, Empty())
+        answer = await client.call(service(version_pb2, "Version").Version, Empty())
         if settings.json:
             server = {"version": answer.version, "revision": answer.revision}
             print_json({"client": {"version": client_version}, "server": server})
@@ -38,7 +37,7 @@ def info_command(settings: Settings) -> int:
     """Show the daemon's identity and its plugins."""
 
     async def work(client: Client) -> int:
-        stub = IntrospectionStub(client.channel)
+        stub = service(introspection, "Introspection")
         server = await client.call(stub.Server, Empty())
         answer = await client.call(stub.Plugins, introspection.PluginsRequest())
         plugins = sorted(answer.plugins, key=lambda plugin: (plugin.type, plugin.id))

@@ -3,9 +3,8 @@
 import click
 
 from runtimed.api import doctor_pb2 as doctor
-from runtimed.api.doctor_pb2_grpc import DoctorStub
 from runtimed.cli import output
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 
 
 @click.group("snapshots")
@@ -22,7 +21,7 @@ def fsck_command(settings: Settings) -> int:
     """
 
     async def work(client: Client) -> int:
-        answer = await client.call(DoctorStub(client.channel).CheckLayers, doctor.CheckLayersRequest(), patient=True)
+        answer = await client.call(service(doctor, "Doctor").CheckLayers, doctor.CheckLayersRequest(), patient=True)
         damaged = [layer for layer in answer.layers if layer.error]
         if settings.json:
             output.print_json({"layers": [*map(_layer, answer.layers)]})

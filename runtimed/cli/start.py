@@ -8,9 +8,6 @@ from runtimed.api import containers_pb2 as containers
 from runtimed.api import runc_options_pb2, task_types_pb2
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.api.containers_pb2_grpc import ContainersStub
-from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
-from runtimed.api.tasks_pb2_grpc import TasksStub
 from runtimed.cli import logs
 from runtimed.cli.client import Client, Settings
 from runtimed.cli.each import each
@@ -39,7 +36,7 @@ async def start(client: Client, id: str, checkpoint: str = "") -> None:
         NotFound: there is no such container, or no checkpoint.
         FailedPrecondition: it is running.
     """
-    stub = ContainersStub(client.channel)
+    stub = service(containers, "Containers")
     record = (await client.call(stub.Get, containers.GetContainerRequest(id=id))).container
     process = Process(client, id)
     await _delete_ended(client, process)
@@ -50,13 +47,13 @@ async def start(client: Client, id: str, checkpoint: str = "") -> None:
     update.update_mask.paths.append(f"labels.{labels.LOG_URI}")
     await client.call(stub.Update, update)
     mounts = snapshots.MountsRequest(snapshotter=record.snapshotter, key=record.snapshot_key)
-    rootfs = (await client.call(SnapshotsStub(client.channel).Mounts, mounts)).mounts
+    rootfs = (await client.call(service(snapshots, "Snapshots").Mounts, mounts)).mounts
     has_terminal = bool(msgspec.json.decode(record.spec.value).get("process", {}).get("terminal"))
     uri = path.as_uri()
     create = tasks.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=uri, stderr=uri, terminal=has_terminal)
     if checkpoint:
         _restore_from(create, record, checkpoint)
-    await client.call(TasksStub(client.channel).Create, create)
+    await client.call(service(tasks, "Tasks").Create, create)
     try:
         await process.start()
     except RuntimedError:
@@ -81,7 +78,7 @@ async def _delete_ended(client: Client, process: Process) -> None:
     """Delete the former task. Raises FailedPrecondition if it has not ended."""
     try:
         request = tasks.GetRequest(container_id=process.container_id)
-        found = (await client.call(TasksStub(client.channel).Get, request)).process
+        found = (await client.call(service(tasks, "Tasks").Get, request)).process
     except NotFound:
         return
     if found.status != task_types_pb2.STOPPED:

@@ -12,8 +12,7 @@ from google.protobuf.message import DecodeError
 from runtimed.api import cgroups_v1_pb2 as v1
 from runtimed.api import cgroups_v2_pb2 as v2
 from runtimed.api import tasks_pb2 as pb
-from runtimed.api.tasks_pb2_grpc import TasksStub
-from runtimed.cli.client import Client, Settings, run
+from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.decode import any_to_json
 from runtimed.cli.output import note, print_json, print_table, size, timestamp
 
@@ -87,7 +86,7 @@ def metrics_command(settings: Settings, ids: tuple[str, ...]) -> int:
 
 async def _metrics(client: Client, ids: tuple[str, ...]) -> list[Any]:
     request = pb.MetricsRequest(filters=[f"id=={_quoted(id)}" for id in ids])
-    return list((await client.call(TasksStub(client.channel).Metrics, request)).metrics)
+    return list((await client.call(service(pb, "Tasks").Metrics, request)).metrics)
 
 
 async def _usages(client: Client, ids: tuple[str, ...]) -> list[Usage]:

@@ -8,7 +8,6 @@ import asyncio
 import fcntl
 import os
 import select
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -54,9 +53,10 @@ class Fifos:
         return name in self._fds
 
     def __enter__(self) -> Self:
-        parent = Path(_runtime_directory() or tempfile.gettempdir())
+        parent = Path(_runtime_directory() or os.environ.get("TMPDIR") or "/tmp")
         _sweep(parent)
-        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        self._directory = parent / f"{_PREFIX}{os.urandom(8).hex()}"
+        self._directory.mkdir(mode=0o700)
         self._lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX)

@@ -1,12 +1,11 @@
 """The Transfer service: what the daemon does with images; its progress, its questions and archives over streams."""
 
 import asyncio
-import secrets
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 
@@ -14,15 +13,14 @@ from runtimed.api import streaming_pb2 as streaming
 from runtimed.api import transfer_pb2 as pb
 from runtimed.api import transfer_types_pb2 as types
 from runtimed.api import types_pb2
-from runtimed.api.streaming_pb2_grpc import StreamingStub
-from runtimed.api.transfer_pb2_grpc import TransferStub
-from runtimed.cli.client import Client
+from runtimed.cli.client import Client, service
 from runtimed.cli.output import note
+from runtimed.errors import RuntimedError
 from runtimed.oci.descriptor import Platform
 from runtimed.oci.reference import Reference
+from runtimed.rpc.grpc_client import Call
 
-# Bytes that the daemon may have under way. Not of the length of archives, which are of blocks: see _receive_bytes.
-_WINDOW = (8 << 20) + 1
+_WINDOW = 8 << 20  # bytes that the daemon may have under way
 _DOCKER_HOSTS = {"docker.io", "index.docker.io", "registry-1.docker.io"}
 
 
@@ -178,7 +176,7 @@ async def _transfer(
             destination=_any(destination),
             options=pb.TransferOptions(progress_stream=progress.id),
         )
-        await client.call(TransferStub(client.channel).Transfer, request)
+        await client.call(service(pb, "Transfer").Transfer, request)
         # The last steps may still be under way when the answer has come.
         await asyncio.wait([reporting], timeout=1)
 
@@ -203,50 +201,40 @@ async def _meanwhile(work: Coroutine[object, object, None]) -> AsyncIterator[asy
 class _Stream:
     """Messages to and from the daemon, beside a call that names the stream by its *id*."""
 
-    def __init__(self, id: str, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+    def __init__(self, id: str, call: Call) -> None:
         self.id = id
         self._call = call
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Yield what the daemon sends, until it ends the stream."""
-        with suppress(grpc.aio.AioRpcError):  # what went wrong is the answer of the call itself
+        with suppress(RuntimedError):  # what went wrong is the answer of the call itself
             while (message := await self.receive()) is not None:
                 yield message
 
     async def receive(self) -> Any | None:
-        """Return what the daemon sends next; None when it has ended the stream. Raises AioRpcError if it broke off."""
-        message = await self._call.read()
-        return message if isinstance(message, Any) else None  # EOF is an object of another kind
+        """Return what the daemon sends next; None when it has ended the stream. Raises RuntimedError if it broke off."""
+        message = await self._call.receive()
+        return None if message is None else Any.FromString(message)
 
     async def send(self, message: Message) -> None:
-        await self._call.write(_any(message))
+        await self._call.send(_any(message).SerializeToString())
 
     async def offer(self, message: Message) -> bool:
         """Send *message*; say whether the daemon still takes any. Why it does not is another call's answer."""
-        try:
-            await self.send(message)
-        except (grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
-            return False
-        return True
+        return await self._call.send(_any(message).SerializeToString())
 
     async def end(self) -> None:
         """Say that nothing more will be sent."""
-        with suppress(grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
-            await self._call.done_writing()
+        await self._call.end()
 
 
 @asynccontextmanager
 async def _stream(client: Client) -> AsyncIterator[_Stream]:
-    call = StreamingStub(client.channel).Stream(metadata=client.metadata)
-    try:
-        stream = _Stream(f"rctl-{secrets.token_hex(8)}", call)
+    async with client.opened(service(streaming, "Streaming").Stream) as call:
+        stream = _Stream(f"rctl-{os.urandom(8).hex()}", call)
         await stream.send(streaming.StreamInit(id=stream.id))
-        await call.read()  # answered when the stream can be used
+        await call.receive()  # answered when the stream can be used
         yield stream
-    except grpc.aio.AioRpcError as exc:
-        raise client.error(exc) from exc
-    finally:
-        call.cancel()
 
 
 async def _send_bytes(stream: _Stream, source: AsyncIterable[bytes]) -> None:
@@ -270,8 +258,8 @@ async def _send_bytes(stream: _Stream, source: AsyncIterable[bytes]) -> None:
 async def _receive_bytes(stream: _Stream, write: Callable[[bytes], object]) -> None:
     """Pass on to *write* what the daemon sends, until it ends the stream.
 
-    A window is given when the last one is used up, and no sooner: grpc reads nothing more of a stream that had ended
-    when it was written to. Raises AioRpcError for a stream that breaks off.
+    Raises:
+        RuntimedError: the stream broke off.
     """
     window = 0
     while True:

@@ -3,7 +3,7 @@
 A pull unpacks in the daemon. This is for images that came another way: imported, or pulled for another snapshotter.
 """
 
-import secrets
+import os
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -11,10 +11,7 @@ from runtimed import labels
 from runtimed.api import content_pb2 as content
 from runtimed.api import diff_pb2 as diff
 from runtimed.api import snapshots_pb2 as snapshots
-from runtimed.api.content_pb2_grpc import ContentStub
-from runtimed.api.diff_pb2_grpc import DiffStub
-from runtimed.api.snapshots_pb2_grpc import SnapshotsStub
-from runtimed.cli.client import Client
+from runtimed.cli.client import Client, service
 from runtimed.cli.documents import Documents, to_proto
 from runtimed.cli.output import note
 from runtimed.errors import AlreadyExists, DataLoss, NotFound
@@ -44,7 +41,7 @@ async def ensure_unpacked(client: Client, image: Documents, snapshotter: str) ->
 
 async def is_unpacked(client: Client, snapshotter: str, key: str) -> bool:
     """Say whether *snapshotter* has the snapshot *key*, a chain ID."""
-    stub = SnapshotsStub(client.channel)
+    stub = service(snapshots, "Snapshots")
     try:
         await client.call(stub.Stat, snapshots.StatSnapshotRequest(snapshotter=snapshotter, key=key))
     except NotFound:
@@ -55,8 +52,8 @@ async def is_unpacked(client: Client, snapshotter: str, key: str) -> bool:
 async def _unpack(
     client: Client, snapshotter: str, layer: Descriptor, diff_id: str, parent: str, chain_id: str
 ) -> None:
-    stub = SnapshotsStub(client.channel)
-    key = f"extract-{secrets.token_hex(8)} {chain_id}"
+    stub = service(snapshots, "Snapshots")
+    key = f"extract-{os.urandom(8).hex()} {chain_id}"
     ref = {labels.SNAPSHOT_REF: chain_id}
     prepare = snapshots.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent, labels=ref)
     try:
@@ -65,7 +62,7 @@ async def _unpack(
         return  # the snapshotter had the layer, or got it by itself
     try:
         apply = diff.ApplyRequest(diff=to_proto(layer), mounts=prepared.mounts)
-        applied = await client.call(DiffStub(client.channel).Apply, apply)
+        applied = await client.call(service(diff, "Diff").Apply, apply)
         if applied.applied.digest != diff_id:
             raise DataLoss(f"layer {layer.digest} unpacks to {applied.applied.digest}, the image says {diff_id}")
         commit = snapshots.CommitSnapshotRequest(snapshotter=snapshotter, name=chain_id, key=key, labels=ref)
@@ -81,4 +78,4 @@ async def _refer(client: Client, image: Documents, snapshotter: str) -> None:
     label = labels.GC_REF_SNAPSHOT + snapshotter
     info = content.Info(digest=image.manifest.config.digest, labels={label: image.chain_id})
     request = content.UpdateRequest(info=info, update_mask=FieldMask(paths=[f"labels.{label}"]))
-    await client.call(ContentStub(client.channel).Update, request)
+    await client.call(service(content, "Content").Update, request)

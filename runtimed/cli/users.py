@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtimed.errors import InvalidArgument, NotFound, os_errors
-from runtimed.linux.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from runtimed.oci.runtime_spec import ROOT, User
 
 _MAX_ID = 2**31 - 1
@@ -125,6 +124,8 @@ def _entries(root_fd: int, path: str) -> Iterator[list[str]]:
 
 def _read(root_fd: int, path: str) -> bytes:
     """Return the file *path* within the root, b"" if there is none. Raises InvalidArgument."""
+    from runtimed.linux.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2  # here: it loads ctypes
+
     resolve_flags = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
     try:
         # O_PATH first: opening a device or a FIFO does something.

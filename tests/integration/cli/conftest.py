@@ -33,7 +33,7 @@ class Rctl:
     @property
     def argv(self):
         return [
-            sys.executable, "-m", "runtimed.cli.main", "--address", str(self.address), "--namespace", self.namespace
+            sys.executable, "-m", "runtimed.cli.program", "--address", str(self.address), "--namespace", self.namespace
         ]  # fmt: skip
 
     def __call__(self, *args, input=b"", options=(), timeout=60):

@@ -110,6 +110,19 @@ def test_address_and_namespace_come_from_the_environment(capfd, monkeypatch, tmp
     assert f"{tmp_path}/from-env" in capfd.readouterr().err
 
 
+def test_run_loads_nothing_that_takes_long():
+    code = (
+        "import os, sys; sys.argv = ['rctl', 'run', '--help']; os._exit = lambda status: print(*loaded());\n"
+        "def loaded(): return (name for name, module in sys.modules.items() if type(module) is type(sys))\n"
+        "from runtimed.cli.program import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "runtimed.cli.run" in loaded
+    assert not loaded & {"grpc", "ssl", "_ssl", "_hashlib", "ctypes", "random", "tempfile", "typing_extensions"}
+    assert not loaded & {"runtimed.cli.pull", "runtimed.mounts", "google.protobuf.internal.python_message"}
+
+
 def test_a_command_loads_neither_rich_nor_the_other_commands():
     code = (
         "import sys; from runtimed.cli.main import call; call(['-a', '/none', 'version']);"

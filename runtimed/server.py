@@ -15,11 +15,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from runtimed import directories
 from runtimed.api import (
@@ -50,6 +48,7 @@ from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.rpc import ttrpc
+from runtimed.rpc.grpc_server import Server
 from runtimed.services import events as events_service
 from runtimed.services import introspection
 from runtimed.services.containers import ContainersService
@@ -57,7 +56,7 @@ from runtimed.services.content import ContentService
 from runtimed.services.diff import DiffService
 from runtimed.services.doctor import DoctorService
 from runtimed.services.images import ImagesService
-from runtimed.services.interceptors import ErrorInterceptor
+from runtimed.services.interceptors import wrapped
 from runtimed.services.introspection import IntrospectionService
 from runtimed.services.layout import keep_index
 from runtimed.services.leases import LeasesService
@@ -82,18 +81,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LARGEST_MESSAGE = 16 << 20  # bytes, both ways, as containerd allows
 _CALLS_END_WITHIN_S = 1.0
 _BACKLOG = 128
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
-    ("grpc.max_send_message_length", _LARGEST_MESSAGE),
-    ("grpc.so_reuseport", 0),
-    # Clients that ping an idle connection are not to be sent away for it.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_ping_strikes", 0),
-)
 
 
 async def serve(config: Config, stopping: asyncio.Event) -> None:
@@ -288,19 +277,14 @@ async def _listening(
     config: Config, offered: Iterable[tuple[ServiceDescriptor, Any]], names: list[str], events: EventBus
 ) -> AsyncIterator[None]:
     """Serve gRPC while the block runs; at the end streams are ended, and calls get a moment to finish."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    server = Server(wrapped)
     for service, servicer in offered:
         register(server, service, servicer)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    with directories.umask(0o777 & ~config.socket.mode):
-        try:
-            server.add_insecure_port(f"unix:{config.address}")
-        except RuntimeError as exc:
-            raise Internal(f"socket {config.address}: cannot listen on it: {exc}") from None
-    os.chown(config.address, config.socket.uid, config.socket.gid)
-    await server.start()
+    reflected = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
+    await server.serve(_bound(config.address, config))
     for name in ["", *names]:
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
@@ -309,6 +293,7 @@ async def _listening(
         await healthy.enter_graceful_shutdown()
         events.close()
         await server.stop(_CALLS_END_WITHIN_S)
+        _unlink(config.address)
 
 
 @asynccontextmanager
@@ -316,18 +301,31 @@ async def _listening_to_shims(config: Config, events: EventBus) -> AsyncIterator
     """Take the events of shims while the block runs."""
     server = ttrpc.Server({events_service.TTRPC_NAME: events_service.ttrpc_service(events)})
     address = config.address + directories.TTRPC_SUFFIX
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with directories.umask(0o777 & ~config.socket.mode):
-        sock.bind(address)
-    os.chown(address, config.socket.uid, config.socket.gid)
-    sock.listen(_BACKLOG)
-    await server.serve(sock)
+    await server.serve(_bound(address, config))
     try:
         yield
     finally:
         await server.close()
-        with suppress(FileNotFoundError):
-            os.unlink(address)  # noqa: PTH108  a socket's name, on tmpfs
+        _unlink(address)
+
+
+def _bound(address: str, config: Config) -> socket.socket:
+    """Return a listening socket, with the owner and the mode that are configured. Raises Internal."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with directories.umask(0o777 & ~config.socket.mode):
+            sock.bind(address)
+        os.chown(address, config.socket.uid, config.socket.gid)
+        sock.listen(_BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise Internal(f"socket {address}: cannot listen on it: {exc.strerror}") from None
+    return sock
+
+
+def _unlink(address: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(address)  # noqa: PTH108  a socket's name, on tmpfs
 
 
 def _service(module: Any, name: str) -> ServiceDescriptor:

@@ -23,7 +23,7 @@ class ContainersService(ContainersServicer):
         self._events = events
 
     async def Get(self, request: pb.GetContainerRequest, context: Context) -> pb.GetContainerResponse:
-        container = await self._db.read(containers.get, namespace_of(context), request.id)
+        container = self._db.look_up(containers.get, namespace_of(context), request.id)
         return pb.GetContainerResponse(container=_to_proto(container))
 
     async def List(self, request: pb.ListContainersRequest, context: Context) -> pb.ListContainersResponse:

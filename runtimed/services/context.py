@@ -1,18 +1,16 @@
 """What a servicer needs besides its request: the namespace, the lease, and where events go."""
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from runtimed import identifiers
 from runtimed.errors import FailedPrecondition
+from runtimed.rpc.grpc_server import Context
 
-if TYPE_CHECKING:
-    import grpc.aio
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+__all__ = ["Context"]
 
 Collect: TypeAlias = Callable[[], Awaitable[None]]  # returns when what nothing holds has been removed
 
@@ -57,7 +55,7 @@ def timestamp(ns: int) -> Timestamp:
 
 
 def _first(context: Context, header: str) -> str:
-    for key, value in context.invocation_metadata() or ():
+    for key, value in context.invocation_metadata():
         if key == header:
-            return value if isinstance(value, str) else value.decode(errors="replace")
+            return value
     return ""

@@ -23,7 +23,7 @@ class ImagesService(ImagesServicer):
         self._collect = collect
 
     async def Get(self, request: pb.GetImageRequest, context: Context) -> pb.GetImageResponse:
-        image = await self._db.read(images.get, namespace_of(context), request.name)
+        image = self._db.look_up(images.get, namespace_of(context), request.name)
         return pb.GetImageResponse(image=_to_proto(image))
 
     async def List(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import grpc.aio
 
 from runtimed.errors import RuntimedError
+from runtimed.rpc.grpc_server import Abort
 from runtimed.services.context import Context
 
 log = logging.getLogger(__name__)
@@ -20,28 +20,16 @@ _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _LONGEST_MESSAGE = 4096  # bytes; what is not ASCII takes three times as many on the wire
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Answers a RuntimedError with its gRPC status, so that servicers only raise.
+def wrapped(handler: Any, path: str) -> Callable[..., Any]:
+    """Return what a server calls of a grpc.RpcMethodHandler: answers a RuntimedError with its status.
 
-    Any other exception is a bug: logged with its traceback, UNKNOWN on the wire with nothing of the inside in it. A
-    cancelled call stays cancelled.
+    So servicers only raise. Any other exception is a bug: logged with its traceback, UNKNOWN on the wire with nothing
+    of the inside in it. A cancelled call stays cancelled.
     """
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None  # no such method; grpc answers UNIMPLEMENTED
-        requests = "stream" if handler.request_streaming else "unary"
-        responses = "stream" if handler.response_streaming else "unary"
-        method = getattr(handler, f"{requests}_{responses}")
-        make = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
-        wrap = _stream if handler.response_streaming else _unary
-        wrapped = wrap(method, str(handler_call_details.method))
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+    requests = "stream" if handler.request_streaming else "unary"
+    responses = "stream" if handler.response_streaming else "unary"
+    wrap = _stream if handler.response_streaming else _unary
+    return wrap(getattr(handler, f"{requests}_{responses}"), path)
 
 
 def _unary(method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
@@ -57,14 +45,13 @@ def _stream(method: Callable[..., Any], name: str) -> Callable[..., AsyncIterato
         async with _answered(name, context):
             answers = method(request, context)
             if not hasattr(answers, "__aiter__"):
-                await answers  # the other style that grpc.aio knows: the method writes to the context itself
+                await answers  # the other style of grpc.aio, of grpc's health service: it writes to the context itself
                 return
             try:
                 async for answer in answers:
                     yield answer
             finally:
-                if hasattr(answers, "aclose"):
-                    await answers.aclose()
+                await answers.aclose()
 
     return call
 
@@ -82,7 +69,7 @@ async def _answered(name: str, context: Context) -> AsyncIterator[None]:
     except NotImplementedError:  # what the generated base class of a servicer does in the methods we do not have
         code = "UNIMPLEMENTED"
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not implemented")
-    except grpc.aio.AbortError:  # the servicer has answered itself (health, reflection)
+    except Abort:  # the servicer has answered itself (health, reflection)
         code = "ABORTED BY SERVICER"
         raise
     except Exception as exc:

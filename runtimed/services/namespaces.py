@@ -21,7 +21,7 @@ class NamespacesService(NamespacesServicer):
 
     async def Get(self, request: pb.GetNamespaceRequest, context: Context) -> pb.GetNamespaceResponse:
         """Answer the labels; none, and OK, for a namespace that is not there: dockerd asks before it writes."""
-        return pb.GetNamespaceResponse(namespace=_to_proto(await self._db.read(namespaces.get, request.name)))
+        return pb.GetNamespaceResponse(namespace=_to_proto(self._db.look_up(namespaces.get, request.name)))
 
     async def List(self, request: pb.ListNamespacesRequest, context: Context) -> pb.ListNamespacesResponse:
         filters = [request.filter] if request.filter else []

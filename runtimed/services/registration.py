@@ -10,8 +10,10 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from runtimed.rpc.grpc_server import Server
 
-def register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: Any) -> None:
+
+def register(server: Server, service: ServiceDescriptor, servicer: Any) -> None:
     """Offer *service* on *server*, with the methods that the class of *servicer* defines; before the server starts."""
     handlers = {
         method.name: _handler(method, getattr(servicer, method.name))
@@ -20,7 +22,7 @@ def register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: Any)
     }
     if not handlers:
         raise TypeError(f"{type(servicer).__name__} defines no method of {service.full_name}")
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+    server.add_registered_method_handlers(service.full_name, handlers)
 
 
 def _defines(cls: type, name: str) -> bool:

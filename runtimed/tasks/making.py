@@ -81,7 +81,7 @@ class Maker:
             await asyncio.wait(self._making, timeout=limit_s)
 
     async def _make(self, bundle: Bundle, new: NewTask) -> Task:
-        container = await self._db.read(containers.get, bundle.namespace, bundle.id)
+        container = self._db.look_up(containers.get, bundle.namespace, bundle.id)
         await hit_async("create.begun")
         program = self._launcher.resolve(new.runtime or container.runtime or self._default_runtime)
         options = self._launcher.options(program, new.options or container.runtime_options or Opaque("", b""))

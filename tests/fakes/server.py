@@ -1,5 +1,6 @@
-"""A real gRPC server on a unix socket, with the daemon's interceptor, for the services a test registers."""
+"""A real gRPC server on a unix socket, as the daemon has it, for the services a test registers."""
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from runtimed.services.interceptors import ErrorInterceptor
+from runtimed.rpc.grpc_server import Server
+from runtimed.services.interceptors import wrapped
 
 _LARGEST = 16 << 20
 _OPTIONS = [("grpc.max_receive_message_length", _LARGEST), ("grpc.max_send_message_length", _LARGEST)]
@@ -19,13 +21,15 @@ NAMESPACE = (("containerd-namespace", "default"),)
 @asynccontextmanager
 async def served(path: Path, *register: Callable[[Any], object]) -> AsyncIterator[grpc.aio.Channel]:
     """Serve on the socket *path* what each of *register* adds to the server; yield a channel to it."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    server = Server(wrapped)
     for one in register:
         one(server)
-    server.add_insecure_port(f"unix:{path}")
-    await server.start()
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    sock.listen()
+    await server.serve(sock)
     try:
         async with grpc.aio.insecure_channel(f"unix:{path}", options=_OPTIONS) as channel:
             yield channel
     finally:
-        await server.stop(grace=None)
+        await server.stop()

@@ -8,8 +8,11 @@ from google.protobuf.empty_pb2 import Empty
 from runtimed.api import tasks_pb2, version_pb2
 from runtimed.api.tasks_pb2_grpc import TasksServicer, TasksStub
 from runtimed.api.version_pb2_grpc import VersionServicer, VersionStub
+from runtimed.rpc.grpc_server import Server
+from runtimed.services.interceptors import wrapped
 from runtimed.services.registration import register
 from runtimed.services.version import VERSION, VersionService
+from tests.fakes.server import served
 
 TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
 VERSIONS = version_pb2.DESCRIPTOR.services_by_name["Version"]
@@ -27,14 +30,12 @@ class More(Some):
 
 @pytest.fixture
 async def channel(tmp_path):
-    server = grpc.aio.server()
-    register(server, TASKS, More())
-    register(server, VERSIONS, VersionService())
-    server.add_insecure_port(f"unix:{tmp_path}/s")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+    def add(server):
+        register(server, TASKS, More())
+        register(server, VERSIONS, VersionService())
+
+    async with served(tmp_path / "s", add) as channel:
         yield channel
-    await server.stop(None)
 
 
 async def test_methods_of_the_class_and_its_bases_are_offered(channel):
@@ -53,7 +54,7 @@ async def test_a_servicer_that_defines_nothing_is_a_mistake():
         pass
 
     with pytest.raises(TypeError, match="defines no method of"):
-        register(grpc.aio.server(), VERSIONS, Nothing())
+        register(Server(wrapped), VERSIONS, Nothing())
 
 
 async def test_the_version_is_semantic_and_names_us(channel):

@@ -14,7 +14,7 @@ from runtimed.metadata.db import Database
 from runtimed.metadata.leases import Lease, Resource
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.services import snapshots as service
-from runtimed.services.interceptors import ErrorInterceptor
+from tests.fakes.server import served
 from tests.fakes.snapshotters import Unreliable
 
 ONE = (("containerd-namespace", "one"),)
@@ -42,15 +42,9 @@ def events() -> Events:
 @pytest.fixture
 async def stub(tmp_path, db, events) -> AsyncIterator[SnapshotsStub]:
     with closing(Unreliable(tmp_path / "native")) as native:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()])
         snapshots = service.SnapshotsService({"native": Snapshots(db, "native", native)}, events)
-        add_SnapshotsServicer_to_server(snapshots, server)
-        address = f"unix:{tmp_path}/socket"
-        server.add_insecure_port(address)
-        await server.start()
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with served(tmp_path / "s", lambda server: add_SnapshotsServicer_to_server(snapshots, server)) as channel:
             yield SnapshotsStub(channel)
-        await server.stop(None)
 
 
 async def prepare(stub: SnapshotsStub, key: str, parent: str = "", **labels: str) -> pb.PrepareSnapshotResponse:

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import commands, erofs, fleet, images, shims, soak
+from tests.bench import calls, commands, erofs, fleet, images, shims, soak
 from tests.bench.samples import Row, machine, progress, table
 
 _SUITES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "shim": shims.suite,
     "run": commands.suite,
+    "calls": calls.suite,
     "fleet": fleet.suite,
     "soak": soak.suite,
     "images": images.suite,

@@ -9,6 +9,15 @@ import pytest
 
 _NEEDED = ("containerd", "ctr", "runc", "docker-registry", "skopeo", "mkfs.ext4")
 
+_ROWS = (
+    "shim: start to delete",
+    "ctr run --rm true",
+    "1000 Content/Read",
+    "USS of a shim",
+    "RSS of runtimed",
+    "A: pull and unpack",
+)
+
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
@@ -28,5 +37,12 @@ def test_each_suite_gives_its_rows():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for row in ("shim: start to delete", "ctr run --rm true", "USS of a shim", "RSS of runtimed", "A: pull and unpack"):
+    for row in (
+        "shim: start to delete",
+        "ctr run --rm true",
+        "1000 v1.Content/Read",
+        "USS of a shim",
+        "RSS of runtimed",
+        "A: pull and unpack",
+    ):
         assert done.stdout.count(f"| {row}") >= 2, done.stdout

@@ -1,5 +1,6 @@
 """What a container uses and may use: statistics, updates, out of memory; with real runc on the machine's cgroups."""
 
+import asyncio
 import json
 
 import pytest
@@ -39,9 +40,17 @@ def cpu_ns(metrics):
     return metrics.cpu.usage_usec * 1000 if is_v2 else metrics.cpu.usage.total
 
 
-async def test_the_statistics_of_a_container_are_its_own(shim, bundle):
-    path = bundle("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo > /tmp/x; exec sleep 60", resources=LIMITED)
-    await shim.run("t1", path)
+def first_line(path):
+    with path.open() as file:
+        return file.readline()
+
+
+async def test_the_statistics_of_a_container_are_its_own(shim, bundle, fifo):
+    script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo > /tmp/x; echo begun; exec sleep 60"
+    output = fifo("out")
+    reading = asyncio.create_task(asyncio.to_thread(first_line, output))
+    await shim.run("t1", bundle(script, resources=LIMITED), stdout=str(output))
+    assert await reading == "begun\n"  # so it is one process, and no more runc's with its threads
     metrics = await stats(shim, "t1")
     assert metrics.pids.current == 1
     assert memory_limit(metrics) == LIMIT

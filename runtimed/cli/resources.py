@@ -5,7 +5,7 @@ import msgspec
 
 from runtimed.api import tasks_pb2 as pb
 from runtimed.cli import options
-from runtimed.cli.client import Client, Settings
+from runtimed.cli.client import Client, Settings, service
 from runtimed.cli.each import each
 from runtimed.oci import runtime_spec
 

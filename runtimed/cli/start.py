@@ -9,7 +9,7 @@ from runtimed.api import runc_options_pb2, task_types_pb2
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.api import tasks_pb2 as tasks
 from runtimed.cli import logs
-from runtimed.cli.client import Client, Settings
+from runtimed.cli.client import Client, Settings, service
 from runtimed.cli.each import each
 from runtimed.cli.process import Process
 from runtimed.errors import FailedPrecondition, NotFound, RuntimedError

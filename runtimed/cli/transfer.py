@@ -212,7 +212,7 @@ class _Stream:
                 yield message
 
     async def receive(self) -> Any | None:
-        """Return what the daemon sends next; None when it has ended the stream. Raises RuntimedError if it broke off."""
+        """Return what the daemon sends next; None after the last. Raises RuntimedError: the stream broke off."""
         message = await self._call.receive()
         return None if message is None else Any.FromString(message)
 

@@ -140,7 +140,7 @@ class Channel:
 
     async def close(self) -> None:
         if self._connection is not None:
-            self._connection.abort()
+            self._connection.end()
             await self._connection.closed
 
     async def _connected(self) -> Connection:

@@ -10,6 +10,8 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from runtimed.errors import RuntimedError
 from runtimed.rpc import hpack
 from runtimed.rpc.grpc_wire import Inbox, framed, quoted
@@ -26,12 +28,13 @@ from runtimed.rpc.http2 import (
 log = logging.getLogger(__name__)
 
 # Statuses beside those of our errors (grpc/doc/statuscodes.md).
-_OK, _CANCELLED, _UNKNOWN, _DEADLINE_EXCEEDED, _UNIMPLEMENTED, _UNAVAILABLE = 0, 1, 2, 4, 12, 14
+_OK, _CANCELLED, _UNKNOWN, _DEADLINE_EXCEEDED, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE = 0, 1, 2, 4, 12, 13, 14
 
 _ANSWER: tuple[Header, ...] = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _ANSWER_BLOCK = hpack.encode(_ANSWER)
 _FINE_BLOCK = hpack.encode([(b"grpc-status", b"0")])
 _BACKLOG = 128
+_LAST_WORDS_S = 0.5  # for the last answers to be read, when the server stops
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 Wrap = Callable[[Any, str], Callable[..., Any]]  # a method's handler of grpc's, and its path
@@ -114,11 +117,16 @@ class Server:
             call.cancel()
         if self.calls:
             await asyncio.wait(self.calls)
-        closed = [connection.closed for connection in self._connections]
-        for connection in list(self._connections):
-            connection.abort()
+        connections = list(self._connections)
+        for connection in connections:
+            connection.end()
+        closed = [connection.closed for connection in connections]
         if closed:
-            await asyncio.wait(closed)
+            _, unread = await asyncio.wait(closed, timeout=_LAST_WORDS_S)
+            if unread:  # of peers that do not read what they asked for
+                for connection in connections:
+                    connection.abort()
+                await asyncio.wait(unread)
 
     def find(self, path: str) -> tuple[Any, Callable[..., Any]] | None:
         return self._methods.get(path)
@@ -209,7 +217,13 @@ class _Call(Stream):
 
     async def _requests(self) -> AsyncIterator[Any]:
         while (message := await self._inbox.get()) is not None:
-            yield self._handler.request_deserializer(message)
+            yield self._read(message)
+
+    def _read(self, message: bytes) -> Any:
+        try:
+            return self._handler.request_deserializer(message)
+        except DecodeError:
+            raise Abort(_INTERNAL, "the request is not the message that the method takes") from None
 
     # The answer
 
@@ -242,7 +256,7 @@ class _Call(Stream):
             message = await self._inbox.get()
             if message is None:
                 raise Abort(_UNKNOWN, "the request has no message")
-            request = self._handler.request_deserializer(message)
+            request = self._read(message)
         answer = self._method(request, context)
         if not self._handler.response_streaming:
             await self._send_only(self._handler.response_serializer(await answer))

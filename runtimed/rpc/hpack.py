@@ -7,6 +7,7 @@ Header = tuple[bytes, bytes]
 
 _TABLE_SIZE = 4096  # bytes of headers that a peer may have us remember (SETTINGS_HEADER_TABLE_SIZE, its default)
 _ENTRY_OVERHEAD = 32  # RFC 7541 section 4.1
+_LARGEST_LIST = 256 << 10  # bytes of headers in one block, decoded; an index of one byte can stand for 4 KiB
 _LONGEST_INTEGER = 5  # bytes after the first one; more than any length needs
 
 # RFC 7541 appendix A, from index 1.
@@ -86,27 +87,32 @@ class Decoder:
     def decode(self, block: bytes) -> list[Header]:
         """Return the headers in *block*. Raises Malformed."""
         headers: list[Header] = []
-        at, end = 0, len(block)
+        at, end, size = 0, len(block), 0
         while at < end:
             first = block[at]
             if first & 0x80:
                 index, at = _read_integer(block, at, 7)
-                headers.append(self._entry(index))
+                header = self._entry(index)
             elif first & 0xE0 == 0x20:
                 self._limit, at = _read_integer(block, at, 5)
                 if self._limit > _TABLE_SIZE:
                     raise Malformed("a table larger than was offered")
                 self._evict()
+                continue
             else:
                 is_kept = first & 0xC0 == 0x40
                 index, at = _read_integer(block, at, 6 if is_kept else 4)
                 name, at = (self._entry(index)[0], at) if index else _read_string(block, at)
                 value, at = _read_string(block, at)
-                headers.append((name, value))
+                header = (name, value)
                 if is_kept:
-                    self._dynamic.appendleft((name, value))
-                    self._size += len(name) + len(value) + _ENTRY_OVERHEAD
+                    self._dynamic.appendleft(header)
+                    self._size += _size(header)
                     self._evict()
+            headers.append(header)
+            size += _size(header)
+            if size > _LARGEST_LIST:
+                raise Malformed("more headers than are taken")
         return headers
 
     def _entry(self, index: int) -> Header:
@@ -119,8 +125,11 @@ class Decoder:
 
     def _evict(self) -> None:
         while self._size > self._limit:
-            name, value = self._dynamic.pop()
-            self._size -= len(name) + len(value) + _ENTRY_OVERHEAD
+            self._size -= _size(self._dynamic.pop())
+
+
+def _size(header: Header) -> int:
+    return len(header[0]) + len(header[1]) + _ENTRY_OVERHEAD
 
 
 def _read_integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
@@ -170,19 +179,23 @@ _SHORTEST, _LONGEST = 5, 30  # bits of a symbol
 def _huffman_decoded(data: bytes) -> bytes:
     if not _CODES:
         _CODES.update(_codes())
-    bits, count, decoded = int.from_bytes(data), len(data) * 8, bytearray()
-    while count >= _SHORTEST:
-        for length in range(_SHORTEST, min(_LONGEST, count) + 1):
-            symbol = _CODES.get((length, bits >> count - length))
-            if symbol is not None:
-                break
-        else:
-            break
-        if symbol == _END:
-            raise Malformed("an end of string within one")
-        decoded.append(symbol)
-        count -= length
-        bits &= (1 << count) - 1
+    decoded = bytearray()
+    bits, count, tried = 0, 0, _SHORTEST - 1  # what is not decoded yet; its first *tried* bits are no symbol
+    for byte in data:
+        bits, count = bits << 8 | byte, count + 8
+        while tried < count:
+            tried += 1
+            symbol = _CODES.get((tried, bits >> count - tried))
+            if symbol is None:
+                if tried == _LONGEST:
+                    raise Malformed("a code that there is not")
+                continue
+            if symbol == _END:
+                raise Malformed("an end of string within one")
+            decoded.append(symbol)
+            count -= tried
+            bits &= (1 << count) - 1
+            tried = _SHORTEST - 1
     if count > 7 or bits != (1 << count) - 1:  # section 5.2: less than a byte, all of it ones
         raise Malformed("a string that is padded with something")
     return bytes(decoded)

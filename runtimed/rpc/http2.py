@@ -26,7 +26,7 @@ NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = range(4)
 FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR = 6, 7, 8, 9
 ENHANCE_YOUR_CALM = 11
 
-_INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 0x4, 0x5
+_MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE = 0x3, 0x4
 _DEFAULT_WINDOW = 65535  # bytes
 _LARGEST_WINDOW = (1 << 31) - 1
 _LARGEST_FRAME = 16384  # bytes; more is not offered, and not sent
@@ -34,6 +34,8 @@ _LARGEST_FRAME = 16384  # bytes; more is not offered, and not sent
 _STREAM_WINDOW = 1 << 20  # bytes that a peer may send ahead on a stream
 _CONNECTION_WINDOW = 16 << 20  # and on all of them
 _LARGEST_BLOCK = 64 << 10  # bytes of headers, compressed
+_LARGEST_DEBT = 1 << 20  # bytes that a peer may leave unread; data waits, and only answers to frames get this far
+_MOST_STREAMS = 4096  # that a client may have open at once
 
 
 class ProtocolError(Exception):
@@ -111,8 +113,11 @@ class Connection(asyncio.Protocol):
 
     def write(self, frames: bytes) -> None:
         """Send whole frames."""
-        if not self.closed.done():
-            self._transport.write(frames)
+        if self.closed.done():
+            return
+        self._transport.write(frames)
+        if self._is_paused and self._transport.get_write_buffer_size() > _LARGEST_DEBT:
+            self._transport.abort()  # a peer that asks and asks, and never reads
 
     def can_send(self, stream: Stream, size: int) -> bool:
         """Say whether *size* bytes can be sent in one frame and at once: then :func:`data_frame` may be written."""
@@ -148,9 +153,13 @@ class Connection(asyncio.Protocol):
         """Say that no more requests are taken."""
         self.write(_frame(_GOAWAY, 0, 0, self._newest.to_bytes(4) + code.to_bytes(4) + text.encode()))
 
-    def abort(self) -> None:
-        """End the connection."""
+    def end(self) -> None:
+        """End the connection when what is written has been read."""
         self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self._transport.abort()
 
     async def _changed(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -169,7 +178,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        settings = _INITIAL_WINDOW_SIZE.to_bytes(2) + _STREAM_WINDOW.to_bytes(4)
+        settings = _setting(_INITIAL_WINDOW_SIZE, _STREAM_WINDOW)
+        if not self._is_client:
+            settings += _setting(_MAX_CONCURRENT_STREAMS, _MOST_STREAMS)
         more = (_CONNECTION_WINDOW - _DEFAULT_WINDOW).to_bytes(4)
         opening = _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, more)
         self._transport.write(PREFACE + opening if self._is_client else opening)
@@ -195,7 +206,7 @@ class Connection(asyncio.Protocol):
             self._read_frames()
         except ProtocolError as exc:
             self.go_away(exc.code, str(exc))
-            self.abort()
+            self.end()
 
     def _read_frames(self) -> None:
         buffer, at = self._buffer, 0
@@ -293,8 +304,11 @@ class Connection(asyncio.Protocol):
             if id <= self._newest:
                 return  # of one that has just been ended
             _require(id % 2 == 1)
-            stream = self.on_request(id, headers)
             self._newest = id
+            if len(self.streams) >= _MOST_STREAMS:
+                self.write(_frame(_RST_STREAM, 0, id, REFUSED_STREAM.to_bytes(4)))
+                return
+            stream = self.on_request(id, headers)
             self.streams[id] = stream
         stream.on_headers(headers, bool(first_flags & _END_STREAM))
 
@@ -353,6 +367,10 @@ def block_frames(id: int, block: bytes, *, is_last: bool = False) -> bytes:
 
 def _frame(kind: int, flags: int, id: int, payload: bytes | memoryview) -> bytes:
     return b"".join((len(payload).to_bytes(3), bytes((kind, flags)), id.to_bytes(4), payload))
+
+
+def _setting(name: int, value: int) -> bytes:
+    return name.to_bytes(2) + value.to_bytes(4)
 
 
 def _unpadded(flags: int, payload: bytes) -> bytes:

@@ -1,7 +1,6 @@
 """Our server with grpc's client, and our client with grpc's server and with our own."""
 
 import asyncio
-import socket
 from contextlib import asynccontextmanager
 
 import grpc
@@ -9,69 +8,17 @@ import grpc.aio
 import pytest
 
 from runtimed.api import content_pb2 as pb
-from runtimed.api.content_pb2_grpc import ContentServicer, ContentStub, add_ContentServicer_to_server
+from runtimed.api.content_pb2_grpc import ContentStub, add_ContentServicer_to_server
 from runtimed.errors import NotFound, ResourceExhausted
 from runtimed.rpc.grpc_client import Cancelled, Channel, Lost
-from runtimed.rpc.grpc_server import Server
-from runtimed.services.interceptors import wrapped
+from tests.fakes.grpc_echo import CONTENT, LARGE, Echo, ours
 
-CONTENT = "/containerd.services.content.v1.Content"
-LARGE = bytes(range(256)) * (15 << 12)  # 15 MiB: many windows
 OPTIONS = [("grpc.max_receive_message_length", 32 << 20), ("grpc.max_send_message_length", 32 << 20)]
-
-
-class Echo(ContentServicer):
-    """Gives back what it gets."""
-
-    def __init__(self):
-        self.ended = asyncio.Event()
-        self.begun = asyncio.Event()
-
-    async def Info(self, request, context):
-        if request.digest == "wait":
-            self.begun.set()
-            try:
-                await asyncio.sleep(60)
-            finally:
-                self.ended.set()
-        if request.digest == "metadata":
-            return pb.InfoResponse(info=pb.Info(digest=dict(context.invocation_metadata())["key"]))
-        if request.digest == "missing":
-            await context.abort(grpc.StatusCode.NOT_FOUND, "content 'ä%\n'")
-        return pb.InfoResponse(info=pb.Info(digest=request.digest))
-
-    async def Read(self, request, context):
-        try:
-            for offset in range(request.size):
-                yield pb.ReadContentResponse(offset=offset, data=(LARGE * 2)[: request.offset])
-            if request.digest == "wait":
-                self.begun.set()
-                await asyncio.sleep(60)
-        finally:
-            self.ended.set()
-
-    async def Write(self, requests, context):
-        async for request in requests:
-            yield pb.WriteContentResponse(offset=len(request.data))
 
 
 @pytest.fixture
 def echo():
     return Echo()
-
-
-@asynccontextmanager
-async def ours(path, echo):
-    server = Server(wrapped)
-    add_ContentServicer_to_server(echo, server)
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(path)
-    sock.listen()
-    await server.serve(sock)
-    try:
-        yield server
-    finally:
-        await server.stop()
 
 
 @asynccontextmanager

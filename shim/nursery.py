@@ -44,7 +44,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from runtimed.linux import process
-from shim import rehearsal, server
+from shim import rehearsal, server, shortcuts
 from shim.keeper import Keeper
 from shim.options import DEFAULT_ROOT
 
@@ -70,6 +70,7 @@ def main() -> None:
     process.set_name("runtimed-nursery")
     with suppress(OSError):  # /proc may be read-only, where the daemon is itself in a container
         process.raise_oom_score_adj(1)  # the daemon's plus one, for all shims to come
+    shortcuts.learn()
     rehearsal.rehearse(sys.argv[2], _settings)
     # A collection would write to the header of every object there is, and so give each shim its own copy of them.
     gc.collect()

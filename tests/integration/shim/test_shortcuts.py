@@ -1,26 +1,50 @@
 """Start and delete without runc where that is plain, and by runc where it is not. The fixture looks at what is left."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from runtimed.api import task_v3_pb2 as pb
+from tests.integration.shim.conftest import Nursery
 
 pytestmark = pytest.mark.root
 
+RUNC = shutil.which("runc")
 
-@pytest.fixture
-def recorded(tmp_path, options):
-    """Options that name a runc which writes down its commands, and a function that returns these."""
 
-    def make(name="runc"):
-        log, binary = tmp_path / "commands", tmp_path / "recorded" / name
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """The log of a runc, first on the nursery's PATH, which writes down its commands."""
+    directory = tmp_path_factory.mktemp("recorded")
+    log = directory / "commands"
+    for name, version in (("runc", ""), ("crun", ""), ("new/runc", 'echo "runc version 2.0.0"; exit')):
+        binary = directory / name
         binary.parent.mkdir(exist_ok=True)
         # --root DIR --log FILE --log-format json COMMAND
-        binary.write_text(f'#!/bin/sh\necho "$7" >> {log}\nexec runc "$@"\n')
+        record = f'[ "$1" = --version ] || echo "$7" >> {log}\n'
+        tell = f'[ "$1" != --version ] || {{ {version}; }}\n' if version else ""
+        binary.write_text(f'#!/bin/sh\n{tell}{record}exec {RUNC} "$@"\n')
         binary.chmod(0o755)
-        return options(binary_name=str(binary)), lambda: log.read_text().split()
+    return log
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory, commands):
+    nursery = Nursery(tmp_path_factory.mktemp("nursery") / "rehearsal", PATH=f"{commands.parent}:{os.environ['PATH']}")
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def recorded(options, commands):
+    """Options that name a runc, and a function that returns its commands."""
+
+    def make(name=""):
+        commands.write_text("")
+        return options(binary_name=name), lambda: commands.read_text().split()
 
     return make
 
@@ -87,3 +111,22 @@ async def test_a_container_that_was_never_started_is_deleted_by_runc(shim, bundl
     await shim.create("t1", bundle("true"), options=given)
     await shim.delete("t1")
     assert commands() == ["create", "delete"]
+
+
+@pytest.mark.parametrize("change", ["of a new version", "replaced"])
+async def test_a_runc_that_is_not_known_is_left_to_itself(shim_of, fork, bundle, recorded, commands, tmp_path, change):
+    given, ran = recorded()
+    directory = tmp_path / "bin"
+    shutil.copytree(commands.parent / "new" if change == "of a new version" else commands.parent, directory)
+    parent = Nursery(tmp_path / "rehearsal", PATH=f"{directory}:{os.environ['PATH']}")
+    try:
+        async with shim_of(*fork(parent)) as shim:
+            if change == "replaced":
+                shutil.copy(directory / "runc", directory / "other")
+                (directory / "other").rename(directory / "runc")
+            await shim.run("t1", bundle("true"), options=given)
+            await shim.wait("t1")
+            await shim.delete("t1")
+    finally:
+        parent.close()
+    assert ran() == ["create", "start", "delete"]

@@ -5,6 +5,7 @@ rctl never uses, or seldom; that is loaded when something is first asked of it, 
 """
 
 import gc
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ _WHEN_USED = {
     "google.protobuf.text_format",
     "hashlib",
 }
-# asyncio can do without TLS, and msgspec without what Python has itself since 3.11.
-_NEVER = ("ssl", "typing_extensions")
+# What these two import if they can, and do without: TLS, and what Python has itself since 3.11.
+_SPARED = {"asyncio": "ssl", "msgspec": "typing_extensions"}
 
 
 class _Finder:
@@ -36,8 +37,10 @@ def main() -> None:
     """Run the program with the process's arguments, and end the process with the exit status."""
     gc.set_threshold(50_000)  # nothing is to be found during the imports
     sys.meta_path.insert(0, _Finder)
-    for name in _NEVER:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # importing it is an ImportError then
+    for importer, spared in _SPARED.items():
+        sys.modules[spared] = None  # type: ignore[assignment]  # importing it is an ImportError then
+        importlib.import_module(importer)
+        del sys.modules[spared]  # others may need it
     from runtimed.cli.main import main as run
 
     run()

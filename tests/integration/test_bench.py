@@ -40,7 +40,7 @@ def test_each_suite_gives_its_rows():
     for row in (
         "shim: start to delete",
         "ctr run --rm true",
-        "1000 v1.Content/Read",
+        "1000 Content/Read",
         "USS of a shim",
         "RSS of runtimed",
         "A: pull and unpack",

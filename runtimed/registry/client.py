@@ -8,11 +8,9 @@ import logging
 import os
 import random
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -32,6 +30,7 @@ from runtimed.oci.reference import Reference
 from runtimed.registry import hosts
 from runtimed.registry.auth import AskCredentials, Authorizer
 from runtimed.threads import blocking
+from runtimed.workers.answers import retry_after_s
 
 log = logging.getLogger(__name__)
 
@@ -344,17 +343,6 @@ def error_for(status: int, subject: str, said: str = "") -> RuntimedError:
         case _ if status >= 500:
             return Unavailable(f"{subject}: the registry failed with {status}{detail}; try again later")
     return Unavailable(f"{subject}: unexpected answer {status}{detail}")
-
-
-def retry_after_s(header: str) -> float | None:
-    """Return the seconds that a Retry-After header asks for (RFC 9110 10.2.3); None if it is absent or nonsense."""
-    header = header[:64].strip()
-    if header.isascii() and header.isdigit():
-        return float(header[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 class _RegistryError(msgspec.Struct):

@@ -9,6 +9,7 @@ import msgspec
 
 from runtimed.diff.compression import Compression
 from runtimed.mounts import Mount
+from runtimed.workers.tls import Tls
 
 
 class Apply(msgspec.Struct, frozen=True, kw_only=True, tag="apply"):
@@ -40,7 +41,8 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
     """Append what *url* has from *offset* (bytes) on to the file *path*, until it holds *size* bytes of *digest*.
 
-    The file is cut to *offset* first. *headers* go to the host of *url* only.
+    The file is cut to *offset* first. *headers* and what *tls* says of us go to the host of *url* only. Up to
+    *connections* are used at a time where one brings little.
     """
 
     url: str
@@ -49,6 +51,8 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
     offset: int
     size: int
     digest: str
+    tls: Tls = Tls()
+    connections: int = 1
 
 
 class Check(msgspec.Struct, frozen=True, tag="check"):
@@ -92,11 +96,15 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """A job failed: an error of runtimed.errors by its code; with a traceback if it is a bug."""
+    """A job failed: an error of runtimed.errors by its code; with a traceback if it is a bug.
+
+    *retry_after_s* is how long the peer wants to be left alone, if it said so.
+    """
 
     code: int
     message: str
     traceback: str = ""
+    retry_after_s: float | None = None
 
 
 Job = Apply | Receive | Finish | Fetch | Check | Diff

@@ -15,7 +15,7 @@ from typing import Self
 from runtimed.diff import compression
 from runtimed.diff.apply import Applied, apply
 from runtimed.diff.erofs import MustExtract
-from runtimed.errors import FailedPrecondition, Internal, ResourceExhausted, RuntimedError, os_errors
+from runtimed.errors import FailedPrecondition, Internal, ResourceExhausted, RuntimedError, Unavailable, os_errors
 from runtimed.linux.syncfs import syncfs
 from runtimed.mounts import mounted
 from runtimed.workers import confinement, jobs
@@ -53,7 +53,8 @@ def _answer(work: "_Jobs", job: jobs.Job, progress: Callable[[int], None]) -> jo
         with os_errors(jobs.subject_of(job)):
             return work.do(job, progress)
     except RuntimedError as exc:
-        return jobs.Failed(code=exc.code, message=str(exc)[:_MAX_MESSAGE])
+        wait_s = exc.retry_after_s if isinstance(exc, Unavailable) else None
+        return jobs.Failed(code=exc.code, message=str(exc)[:_MAX_MESSAGE], retry_after_s=wait_s)
     except MemoryError:
         message = f"worker process {os.getpid()}: the job needs more memory than a worker is allowed"
         return jobs.Failed(code=ResourceExhausted.code, message=message)

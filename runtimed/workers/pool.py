@@ -186,7 +186,10 @@ class Pool:
             return answer
         if answer.traceback:
             log.error("bug in a worker process", extra={"pid": worker.pid, "traceback": answer.traceback})
-        raise from_code(answer.code, answer.message)
+        error = from_code(answer.code, answer.message)
+        if isinstance(error, Unavailable):
+            error.retry_after_s = answer.retry_after_s
+        raise error
 
     def _mounts_on(self) -> Path:
         if self._mountpoint is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from runtimed.errors import Unavailable
-from runtimed.workers import jobs
+from runtimed.workers import jobs, proxies
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _END_LIMIT_S = 30.0
 # and the working directory out of its module path.
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from runtimed.workers import layer; layer.main()"
 _CODE = Path(__file__).parents[2]
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", *proxies.VARIABLES)
 
 
 class Worker:

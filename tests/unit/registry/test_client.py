@@ -14,8 +14,9 @@ from runtimed.errors import (
 from runtimed.oci import manifest
 from runtimed.oci.reference import parse
 from runtimed.registry.auth import Credentials
-from runtimed.registry.client import Patience, RegistryClient, retry_after_s
+from runtimed.registry.client import Patience, RegistryClient
 from runtimed.registry.resolver import resolve
+from runtimed.workers.answers import retry_after_s
 from tests.fakes.registry import FakeRegistry, serving
 from tests.images.layouts import Layout, digest_of
 

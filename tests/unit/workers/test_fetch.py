@@ -5,7 +5,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+import msgspec
 import pytest
 
 from runtimed.errors import (
@@ -18,14 +20,22 @@ from runtimed.errors import (
     Unavailable,
 )
 from runtimed.workers import fetch as fetching
+from runtimed.workers import parts, transport
 from runtimed.workers.fetch import fetch
 from runtimed.workers.jobs import Fetch
+from runtimed.workers.tls import Tls
+from runtimed.workers.transport import Connection, Place
 
 BLOB = os.urandom(3_000_000)
 SIZE = len(BLOB)
 DIGEST = "sha256:" + hashlib.sha256(BLOB).hexdigest()
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that go away in the middle are what some tests are about
 
 
 class Server:
@@ -43,7 +53,7 @@ class Server:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Quiet(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -274,7 +284,7 @@ def test_nobody_listening_is_unavailable(job):
 
 
 def test_silence_is_unavailable(serving, job, monkeypatch):
-    monkeypatch.setattr(fetching, "_READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(transport, "_READ_TIMEOUT_S", 0.1)
     over = threading.Event()
     server = serving(lambda request: over.wait() and None)
     try:
@@ -285,7 +295,7 @@ def test_silence_is_unavailable(serving, job, monkeypatch):
 
 
 def test_a_trickle_is_unavailable(serving, job, monkeypatch):
-    monkeypatch.setattr(fetching, "_RATE_WINDOW_S", 0.05)
+    monkeypatch.setattr(fetching, "WINDOW_S", 0.05)
 
     def serve(request: BaseHTTPRequestHandler) -> None:
         answer(request, 200, length=SIZE)
@@ -295,7 +305,7 @@ def test_a_trickle_is_unavailable(serving, job, monkeypatch):
         except OSError:
             pass
 
-    monkeypatch.setattr(fetching, "_MIN_RATE", 1 << 20)
+    monkeypatch.setattr(fetching, "MIN_RATE", 1 << 20)
     over = threading.Event()
     try:
         with pytest.raises(Unavailable, match="bytes a second"):
@@ -336,11 +346,13 @@ def test_a_token_that_would_make_another_header_is_refused_and_not_shown(serving
 def test_a_redirect_to_another_host_gets_no_credentials(serving, job, status):
     storage = serving(serve_ranges)
     registry = serving(lambda request: answer(request, status, Location=f"{storage.url}/blob?signature=s"))
-    run(job(registry.url, offset=7, Authorization="Bearer t", Cookie="c", Accept="*/*"))
+    # The last is what a client or hosts.toml may give: what such a header holds nobody knows but who gave it.
+    run(job(registry.url, offset=7, Authorization="Bearer t", Cookie="c", Accept="*/*", X_Key="hush"))
     assert registry.requests[0]["authorization"] == "Bearer t"
+    assert registry.requests[0]["x_key"] == "hush"
     [request] = storage.requests
     assert (request["path"], request["range"], request["accept"]) == ("/blob?signature=s", "bytes=7-", "*/*")
-    assert not {"authorization", "cookie"} & request.keys()
+    assert not {"authorization", "cookie", "x_key"} & request.keys()
 
 
 def test_a_redirect_on_the_same_host_keeps_credentials(serving, job):
@@ -383,8 +395,17 @@ def test_a_redirect_to_something_else_is_refused(serving, job, location):
 
 
 def test_a_redirect_from_https_to_http_is_refused():
+    place = Place("https://r.example/x", {}, Tls())
     with pytest.raises(PermissionDenied, match=r"r\.example redirects from https"):
-        fetching._redirected("https://r.example/x", "http://r.example/x")
+        place.redirected("http://r.example/x", False)
+
+
+def test_a_redirect_elsewhere_takes_no_client_certificate_and_verifies():
+    tls = Tls(skip_verify=True, authorities=("/ca.pem",), identities=(("/c.pem", ""),))
+    place = Place("https://r.example/x", {"Authorization": "t", "Range": "bytes=1-"}, tls)
+    there = place.redirected("https://r.example:8443/y", False)
+    assert there == Place("https://r.example:8443/y", {"Range": "bytes=1-"}, Tls(authorities=("/ca.pem",)), False)
+    assert place.redirected("https://r.example:443/y", False).tls == tls
 
 
 @contextmanager
@@ -395,6 +416,124 @@ def connected(address: str) -> Iterator[socket.socket]:
 
 def test_a_redirect_from_elsewhere_to_this_machine_is_refused():
     with connected("127.0.0.2") as client:
-        assert fetching._check_peer("h", client, None)
-        with pytest.raises(PermissionDenied, match="this machine"):
-            fetching._check_peer("h", client, False)
+        for was_local in (None, True, False):
+            connection = Connection(Place("http://h/", {}, Tls(), was_local))
+            connection.sock = client
+            if was_local is not False:
+                assert connection._check_peer()
+                continue
+            with pytest.raises(PermissionDenied, match="this machine"):
+                connection._check_peer()
+
+
+# -- whoever goes on without an end
+
+
+def endless(request: BaseHTTPRequestHandler, begin: bytes, piece: bytes) -> None:
+    try:
+        request.wfile.write(begin)
+        while True:
+            request.wfile.write(piece)
+    except OSError:
+        pass
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), (CHUNKED, b"a: b\r\n")],
+    ids=["interim answers", "trailers"],
+)
+def test_what_never_becomes_a_body_is_ended(serving, job, monkeypatch, begin, piece):
+    monkeypatch.setattr(fetching, "WINDOW_S", 0.05)
+    server = serving(lambda request: endless(request, begin, piece))
+    with pytest.raises(Unavailable, match=f"{server.host} sends less than"):
+        run(job(server.url))
+
+
+# -- parts of a blob that comes slowly over one connection
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Any blob counts as large and any connection as slow."""
+    monkeypatch.setattr(fetching, "_WORTH_PARTS", 1 << 20)
+    monkeypatch.setattr(fetching, "_JUDGED_AFTER_S", 0.0)
+    monkeypatch.setattr(fetching, "_FAST", 1 << 60)
+    monkeypatch.setattr(parts, "_PART", 300_000)
+
+
+def serve_parts(request: BaseHTTPRequestHandler) -> None:
+    begin, _, end = request.headers.get("Range", "bytes=0-")[6:].partition("-")
+    first, last = int(begin), int(end or SIZE - 1)
+    if "Range" in request.headers:
+        answer(request, 206, BLOB[first : last + 1], Content_Range=f"bytes {first}-{last}/{SIZE}")
+    else:
+        answer(request, 200, BLOB, Accept_Ranges="bytes")
+
+
+def test_a_slow_blob_comes_in_parts(serving, job, in_parts):
+    storage = serving(serve_parts)
+    registry = serving(lambda request: answer(request, 307, Location=f"{storage.url}/blob"))
+    work = msgspec.structs.replace(job(registry.url, Authorization="Bearer t"), connections=3)
+    reports = run(work)
+    assert job.path.read_bytes() == BLOB
+    assert reports == sorted(reports)
+    assert len(registry.requests) == 1  # the parts are had where the first answer came from
+    ranges = [request.get("range") for request in storage.requests]
+    assert len(ranges) >= 10
+    assert ranges[0] is None
+    assert all("authorization" not in request for request in storage.requests)
+
+
+@pytest.mark.parametrize("has_accept_ranges", [False, True])
+def test_a_registry_that_gives_no_parts_sends_all(serving, job, in_parts, has_accept_ranges):
+    extra: dict[str, Any] = {"Accept_Ranges": "bytes"} if has_accept_ranges else {}
+    server = serving(lambda request: answer(request, 200, BLOB, **extra))
+    run(msgspec.structs.replace(job(server.url), connections=3))
+    assert job.path.read_bytes() == BLOB
+    if not has_accept_ranges:
+        assert len(server.requests) == 1
+
+
+def test_parts_that_break_off_leave_what_came_in_order(serving, job, in_parts):
+    def serve(request: BaseHTTPRequestHandler) -> None:
+        begin = int(request.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
+        if begin > 1_500_000:
+            answer(request, 503, Retry_After="7")
+        else:
+            serve_parts(request)
+
+    with pytest.raises(Unavailable, match="503") as caught:
+        run(msgspec.structs.replace(job(serving(serve).url), connections=3))
+    assert caught.value.retry_after_s == 7
+    there = job.path.read_bytes()
+    assert BLOB.startswith(there)
+    assert len(there) >= 1_200_000
+
+
+@pytest.mark.parametrize(
+    ("status", "spoil", "error"),
+    [
+        (206, lambda part: bytes(len(part)), FailedPrecondition),  # other content than the first answer began
+        (206, lambda part: part[1:], FailedPrecondition),
+        (206, lambda part: part + b"x", FailedPrecondition),
+        (403, lambda part: b"", Unavailable),  # a signature that has expired
+        (401, lambda part: b"", Unauthenticated),  # a token that has
+        (416, lambda part: b"", FailedPrecondition),
+    ],
+)
+def test_parts_that_lie_are_refused(serving, job, in_parts, status, spoil, error):
+    def serve(request: BaseHTTPRequestHandler) -> None:
+        if "Range" not in request.headers:
+            serve_parts(request)
+            return
+        first, last = map(int, request.headers["Range"][6:].split("-"))
+        part = spoil(BLOB[first : last + 1])
+        answer(request, status, part, Content_Range=f"bytes {first}-{first + len(part) - 1}/{SIZE}")
+
+    with pytest.raises(error):
+        run(msgspec.structs.replace(job(serving(serve).url), connections=3))
+    assert BLOB.startswith(job.path.read_bytes())

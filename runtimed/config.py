@@ -76,6 +76,15 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyPlugin:
+    """``[proxy_plugins.<name>]``: a snapshotter in another process, as containerd's clients know it by that name."""
+
+    type: str = "snapshot"  # the only kind that there is
+    address: str = ""  # of the socket on which it serves containerd's Snapshots service
+    capabilities: tuple[str, ...] = ()  # what it says that it can do, such as "remap-ids"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     root: Path = Path("/var/lib/runtimed")  # survives a reboot
     state: Path = Path("/run/runtimed")  # does not
@@ -88,6 +97,7 @@ class Config:
     doctor: Doctor = Doctor()
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
     snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py
+    proxy_plugins: Mapping[str, ProxyPlugin] = field(default_factory=dict)
 
 
 def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -185,6 +195,10 @@ def _build(kind: Any, value: Any, key: tuple[str, ...]) -> Any:
         if not isinstance(value, Mapping):
             raise _BadKey(key, "must be a table")
         return {name: _build(get_args(kind)[1], below, (*key, name)) for name, below in value.items()}
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise _BadKey(key, f"must be a list of strings, not {value!r}")
+        return tuple(value)
     if kind is Any:
         return value
     if kind is Path and isinstance(value, str | Path):
@@ -223,7 +237,16 @@ def _checked(config: Config) -> Config:
         raise InvalidArgument(f"address: {config.address!r} must be the absolute path of a unix socket")
     for name, runtime in config.runtimes.items():
         _check_runtime(f"runtimes.{_dotted((name,))}", runtime)
+    for name, plugin in config.proxy_plugins.items():
+        _check_proxy(f"proxy_plugins.{_dotted((name,))}", plugin)
     return config
+
+
+def _check_proxy(key: str, plugin: ProxyPlugin) -> None:
+    if plugin.type != "snapshot":
+        raise InvalidArgument(f'{key}.type: {plugin.type!r} is not supported; only "snapshot" is')
+    if not plugin.address.startswith("/"):
+        raise InvalidArgument(f"{key}.address: {plugin.address!r} must be the absolute path of a unix socket")
 
 
 def _check_runtime(key: str, runtime: Runtime) -> None:

@@ -40,7 +40,7 @@ from runtimed.collector import Collector
 from runtimed.config import Config
 from runtimed.content.local import LocalStore
 from runtimed.doctor.doctor import Doctor
-from runtimed.errors import DataLoss, Internal, ResourceExhausted, RuntimedError
+from runtimed.errors import DataLoss, DeadlineExceeded, Internal, ResourceExhausted, RuntimedError, Unavailable
 from runtimed.events import EventBus
 from runtimed.images import pull
 from runtimed.metadata import facts
@@ -96,7 +96,9 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         events = EventBus()
         content = Content(database, await blocking(LocalStore, config.root / "content"))
         await blocking(content.reconcile)
-        loaded = await blocking(loader.load, config.root / "snapshotters", config.snapshotters)
+        loaded = await blocking(
+            loader.load, config.root / "snapshotters", config.snapshotters, proxies=config.proxy_plugins
+        )
         held.push_async_callback(blocking, loader.close, loaded)
         snapshotters = await _snapshotters(database, loaded)
         pool = Pool(config.workers.count, mountpoint=config.state / "workers")
@@ -208,7 +210,10 @@ async def _snapshotters(database: Database, loaded: Mapping[str, Loaded]) -> dic
         if entry.snapshotter is not None
     }
     for snapshots in usable.values():
-        await blocking(snapshots.reconcile)
+        try:
+            await blocking(snapshots.reconcile)
+        except (Unavailable, DeadlineExceeded) as exc:  # a proxy's process is not there yet; the next cleanup does it
+            log.warning("snapshotter does not answer", extra={"snapshotter": snapshots.name, "error": str(exc)})
     return usable
 
 

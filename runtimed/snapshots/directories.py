@@ -12,7 +12,7 @@ Whatever a crash leaves in `new`, and in `snapshots` without a row, goes to `tra
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,12 +31,20 @@ class Fresh:
         self.path = path
 
 
+def _mkdir(path: Path) -> None:
+    path.mkdir(mode=0o700)
+
+
 class Directories:
     """Makes, finds and deletes the directories that belong to *records*."""
 
-    def __init__(self, root: Path, records: Records) -> None:
-        """Make what is missing below *root* and put aside what a crash has left. Raises OSError."""
+    def __init__(self, root: Path, records: Records, erase: Callable[[Path], None] = empty) -> None:
+        """Make what is missing below *root* and put aside what a crash has left. Raises OSError.
+
+        *erase* deletes everything in a directory, as :func:`runtimed.snapshots.trees.empty` does.
+        """
         self._records = records
+        self._erase = erase
         self._snapshots = root / "snapshots"
         self.new = root / "new"  # on the disk where the snapshots are
         self._trash = root / "trash"
@@ -51,11 +59,11 @@ class Directories:
         return self._snapshots / id
 
     @contextmanager
-    def making(self) -> Iterator[Fresh]:
-        """Hold a new directory; :meth:`place` makes it a snapshot's. If the block raises, it goes."""
+    def making(self, make: Callable[[Path], None] = _mkdir) -> Iterator[Fresh]:
+        """Hold a new directory, by *make*; :meth:`place` makes it a snapshot's. If anything raises, it goes."""
         fresh = Fresh(self.new / secrets.token_hex(8))
-        fresh.path.mkdir(mode=0o700)
         try:
+            make(fresh.path)
             yield fresh
         except BaseException:
             self.discard(fresh.path)
@@ -125,7 +133,7 @@ class Directories:
 
     def _delete(self, aside: Path) -> None:
         try:
-            empty(aside)
+            self._erase(aside)
             aside.rmdir()
         except FileNotFoundError:
             return  # a cleanup at the same time was faster

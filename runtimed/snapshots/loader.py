@@ -1,7 +1,8 @@
 """From entry points and configuration tables to snapshotters.
 
 A snapshotter is an entry point of the group ``runtimed.snapshotters``: its name is what clients call it, its object a
-class that keeps the contract of :class:`runtimed.snapshots.snapshotter.Snapshotter`.
+class that keeps the contract of :class:`runtimed.snapshots.snapshotter.Snapshotter`. Or it is a process of its own,
+which the configuration names (``[proxy_plugins]``).
 """
 
 import dataclasses
@@ -15,7 +16,9 @@ from typing import Any
 import msgspec
 
 from runtimed import identifiers
+from runtimed.config import ProxyPlugin
 from runtimed.errors import InvalidArgument
+from runtimed.snapshots.proxy import ProxySnapshotter
 from runtimed.snapshots.snapshotter import NotSupported, Snapshotter
 
 log = logging.getLogger(__name__)
@@ -36,18 +39,27 @@ class Loaded:
 
 
 def load(
-    root: Path, tables: Mapping[str, Mapping[str, Any]], installed: Iterable[EntryPoint] | None = None
+    root: Path,
+    tables: Mapping[str, Mapping[str, Any]],
+    installed: Iterable[EntryPoint] | None = None,
+    proxies: Mapping[str, ProxyPlugin] | None = None,
 ) -> dict[str, Loaded]:
     """Make every installed snapshotter on ``root/<name>``, configured by its table; return them by name.
 
     *tables* is the ``[snapshotters]`` table of the configuration. *installed* replaces the entry points of this
-    Python. Whoever calls closes the snapshotters. Blocks while they open their stores.
+    Python. *proxies* are those behind a socket, which need not be there yet. Whoever calls closes the snapshotters.
+    Blocks while they open their stores.
 
     Raises:
-        InvalidArgument: a table for a snapshotter that is not installed, an unknown key, a value of the wrong type.
-            Nothing is left open then.
+        InvalidArgument: a table for a snapshotter that is not installed, an unknown key, a value of the wrong type, a
+            name that two have. Nothing is left open then.
     """
     found = {point.name: point for point in (entry_points(group=GROUP) if installed is None else installed)}
+    proxies = proxies or {}
+    for name in proxies:
+        identifiers.validate(name, "snapshotter name")
+        if name in found:
+            raise InvalidArgument(f"proxy_plugins.{name}: a snapshotter of that name is installed; choose another")
     for name in tables:
         if name not in found:
             raise InvalidArgument(
@@ -57,6 +69,8 @@ def load(
     try:
         for name, point in sorted(found.items()):
             loaded[name] = _load_one(root, name, point, tables.get(name, {}))
+        for name, proxy in proxies.items():
+            loaded[name] = Loaded(name, ProxySnapshotter(name, proxy.address, proxy.capabilities))
     except BaseException:
         close(loaded)
         raise

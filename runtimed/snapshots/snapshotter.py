@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from runtimed.errors import FailedPrecondition
 from runtimed.mounts import Mount
@@ -72,8 +72,9 @@ class Snapshotter(Protocol):
     raises NotSupported, with the reason, where the host lacks what the snapshotter needs.
     """
 
-    capabilities: ClassVar[tuple[str, ...]]
-    """What clients may ask for beyond this contract, in containerd's words: ``rebase``, ``remap-ids``, ..."""
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What clients may ask for beyond this contract, in containerd's words: ``rebase``, ``remap-ids``, ..."""
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> Mounts:
         """Begin an active snapshot with the content of *parent* ("" is an empty directory) and return its mounts.

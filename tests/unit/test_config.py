@@ -85,6 +85,9 @@ def test_another_runtime_leaves_the_default_one_known(write):
         ("version = 1\n[runtimes.a]\nroot = 'x'\n", "runtimes.a.root: 'x' must be an absolute path"),
         ("version = 1\n[runtimes.a]\nconfig_type = 'x'\n", "runtimes.a.config_type: there is no config_path"),
         ("version = 1\n[runtimes.a]\nconfig_path = '/x'\n", "runtimes.a.config_path: the built-in shim reads no such"),
+        ("version = 1\n[proxy_plugins.a]\naddress = 'x'\n", "proxy_plugins.a.address: 'x' must be the absolute"),
+        ("version = 1\n[proxy_plugins.a]\ntype = 'content'\n", "proxy_plugins.a.type: 'content' is not"),
+        ("version = 1\n[proxy_plugins.a]\ncapabilities = 'x'\n", "config.toml:3: proxy_plugins.a.capabilities: must"),
         ("version = \n", "not TOML"),
     ],
 )

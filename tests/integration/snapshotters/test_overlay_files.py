@@ -7,7 +7,7 @@ import os
 import pytest
 
 from runtimed.mounts import mounted_temporarily
-from tests.conformance.test_snapshotters import *  # noqa: F403
+from runtimed.snapshots.conformance import *  # noqa: F403
 from tests.integration.snapshotters.packing import PackingOverlaySnapshotter
 
 

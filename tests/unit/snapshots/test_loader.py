@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from runtimed.config import ProxyPlugin
 from runtimed.errors import InvalidArgument
 from runtimed.snapshots.loader import GROUP, close, load
 from runtimed.snapshots.snapshotter import NotSupported
@@ -47,6 +48,16 @@ def test_one_that_the_host_cannot_run_is_skipped_with_the_reason(tmp_path):
     loaded = load(tmp_path, tables, [point("none", "Unsupported")])
     assert loaded["none"].snapshotter is None
     assert loaded["none"].error == "no file system for 3, ('a', 'b'): skip plugin"
+
+
+def test_one_behind_a_socket_is_there_before_its_process_is(tmp_path):
+    proxies = {"remote": ProxyPlugin(address=str(tmp_path / "s"), capabilities=("remap-ids",))}
+    loaded = load(tmp_path, {}, [], proxies)
+    assert loaded["remote"].snapshotter is not None
+    assert loaded["remote"].snapshotter.capabilities == ("remap-ids",)
+    close(loaded)
+    with pytest.raises(InvalidArgument, match=r"proxy_plugins\.native: a snapshotter of that name is installed"):
+        load(tmp_path, {}, [NATIVE], {"native": ProxyPlugin(address="/s")})
 
 
 def test_one_that_is_broken_costs_nobody_else(tmp_path, caplog):

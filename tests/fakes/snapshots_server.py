@@ -6,9 +6,11 @@ Prints a line when it listens and ends with its standard input. Written against 
 would be: it shares no code with the daemon's own service.
 """
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,21 @@ def record(info: Info) -> pb.Info:
     message.created_at.FromNanoseconds(info.created_at)
     message.updated_at.FromNanoseconds(info.updated_at)
     return message
+
+
+@contextmanager
+def serving(socket: Path, root: Path) -> Iterator[None]:
+    """Hold such a process, listening."""
+    command = [sys.executable, "-m", "tests.fakes.snapshots_server", str(socket), str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            assert process.stdout.readline() == "listening\n"
+            yield
+        finally:
+            process.stdin.close()
+            process.wait()
 
 
 def main(address: str, root: str) -> None:

@@ -2,10 +2,8 @@
 
 # mypy: disable-error-code="no-redef"
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -16,22 +14,9 @@ from runtimed.mounts import mounted_temporarily
 from runtimed.snapshots.conformance import *  # noqa: F403
 from runtimed.snapshots.conformance import commit_layer
 from runtimed.snapshots.proxy import ProxySnapshotter
+from tests.fakes.snapshots_server import serving
 
 pytestmark = pytest.mark.root
-
-
-@contextmanager
-def serving(socket: Path, root: Path) -> Iterator[None]:
-    command = [sys.executable, "-m", "tests.fakes.snapshots_server", str(socket), str(root)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
-        try:
-            assert process.stdout.readline() == "listening\n"
-            yield
-        finally:
-            process.stdin.close()
-            process.wait()
 
 
 @pytest.fixture(scope="module")

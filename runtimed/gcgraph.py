@@ -1,7 +1,7 @@
 """What holds what: the graph that garbage collection walks. Pure: made of tables in the daemon, of lists in rctl.
 
-Nodes are records of a namespace. Roots are containers, leases and images that have not expired, content and snapshots
-that a label says are roots, and ingests that are young enough. From there references lead to what is held:
+Nodes are records of a namespace. Roots are containers, sandboxes, leases and images that have not expired, content and
+snapshots that a label says are roots, and ingests that are young enough. From there references lead to what is held:
 
 =================================================  ======================================================
 ``containerd.io/gc.root``                          on content, snapshots: a root
@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 from runtimed import labels
 
-CONTENT, IMAGES, INGESTS, LEASES, CONTAINERS = "content", "images", "ingests", "leases", "containers"
+CONTENT, IMAGES, INGESTS, LEASES = "content", "images", "ingests", "leases"
+CONTAINERS, SANDBOXES = "containers", "sandboxes"
 SNAPSHOTS = "snapshots/"  # + the snapshotter's name
 
 _PREFIX = "containerd.io/gc."
@@ -36,7 +37,7 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"
 
 
 class Node(NamedTuple):
-    """A record: ``type`` is that of a lease's resources, or ``leases`` or ``containers``."""
+    """A record: ``type`` is that of a lease's resources, or ``leases``, ``containers`` or ``sandboxes``."""
 
     namespace: str
     type: str
@@ -59,7 +60,9 @@ class Graph:
         """*now* is nanoseconds since the epoch: what expires before is no root."""
         self.now = now
         self.next_expiry: int | None = None  # when the next of those that are there expires
-        self._records: dict[Node, None] = {}  # in the order they came, without containers: those are never collected
+        self._records: dict[
+            Node, None
+        ] = {}  # in the order they came, without those that are never collected: containers, sandboxes
         self._edges: dict[Node, list[_Edge]] = {}
         self._roots: dict[Node, bool] = {}
         self._reached: dict[_State, tuple[_State, str] | None] = {}
@@ -78,6 +81,12 @@ class Graph:
         node = Node(namespace, CONTAINERS, id)
         if snapshotter:
             self._refer(node, Node(namespace, SNAPSHOTS + snapshotter, key), "snapshot")
+        self._roots[node] = False
+        self._take_labels(node, marks)
+        return node
+
+    def sandbox(self, namespace: str, id: str, marks: Mapping[str, str]) -> Node:
+        node = Node(namespace, SANDBOXES, id)
         self._roots[node] = False
         self._take_labels(node, marks)
         return node

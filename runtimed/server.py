@@ -30,6 +30,7 @@ from runtimed.api import (
     introspection_pb2,
     leases_pb2,
     namespaces_pb2,
+    sandbox_pb2,
     snapshots_pb2,
     streaming_pb2,
     tasks_pb2,
@@ -62,6 +63,7 @@ from runtimed.services.layout import keep_index
 from runtimed.services.leases import LeasesService
 from runtimed.services.namespaces import NamespacesService
 from runtimed.services.registration import register
+from runtimed.services.sandboxes import SandboxStoreService
 from runtimed.services.snapshots import SnapshotsService
 from runtimed.services.streaming import StreamingService, Streams
 from runtimed.services.tasks import TasksService
@@ -142,6 +144,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
             (_service(diff_pb2, "Diff"), DiffService(content, pool, snapshotters, events)),
             (_service(tasks_pb2, "Tasks"), TasksService(tasks)),
+            (_service(sandbox_pb2, "Store"), SandboxStoreService(database)),
             (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
             (_service(streaming_pb2, "Streaming"), StreamingService(streams)),

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from contextlib import suppress
 
 import click
 
@@ -12,13 +13,21 @@ from runtimed.api import images_pb2 as images
 from runtimed.api import introspection_pb2 as introspection
 from runtimed.api import leases_pb2 as leases
 from runtimed.api import namespaces_pb2 as namespaces
+from runtimed.api import sandbox_pb2 as sandboxes
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.cli import output
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.errors import InvalidArgument, NotFound
+from runtimed.errors import InvalidArgument, NotFound, Unimplemented
 from runtimed.gcgraph import Graph, Node
 
 _INGEST_LIFETIME_NS = 24 * 3600 * 10**9  # as the daemon
+_WORDS = {
+    "images": "image",
+    "containers": "container",
+    "sandboxes": "sandbox",
+    "leases": "lease",
+    "ingests": "ingest",
+}
 
 
 @click.group("gc")
@@ -109,8 +118,7 @@ def _starts(digest: str, name: str) -> bool:
 
 def _said(node: Node) -> str:
     kind, _, snapshotter = node.type.partition("/")
-    word = {"images": "image", "containers": "container", "leases": "lease", "ingests": "ingest"}.get(kind, kind)
-    return f"{snapshotter} snapshot {node.id}" if snapshotter else f"{word} {node.id}"
+    return f"{snapshotter} snapshot {node.id}" if snapshotter else f"{_WORDS.get(kind, kind)} {node.id}"
 
 
 async def _graph(client: Client) -> tuple[Graph, dict[str, int]]:
@@ -127,6 +135,9 @@ async def _graph(client: Client) -> tuple[Graph, dict[str, int]]:
     records = await client.call(service(containers, "Containers").List, containers.ListContainersRequest())
     for record in records.containers:
         graph.container(namespace, record.id, record.snapshotter, record.snapshot_key, record.labels)
+    with suppress(Unimplemented):  # containerd before 1.7 has none
+        for sandbox in (await client.call(service(sandboxes, "Store").List, sandboxes.StoreListRequest())).list:
+            graph.sandbox(namespace, sandbox.sandbox_id, sandbox.labels)
     for name in await _snapshotters(client):
         request = snapshots.ListSnapshotsRequest(snapshotter=name)
         async for page in client.messages(service(snapshots, "Snapshots").List, request):

@@ -1,6 +1,5 @@
 """Containers: what a client wants to run. A record has no state; tasks have."""
 
-import base64
 import json
 import sqlite3
 import time
@@ -12,20 +11,14 @@ from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
 from runtimed.filters import parse
 from runtimed.metadata import namespaces
 from runtimed.metadata.db import Tx, frees
+from runtimed.metadata.opaque import Opaque as Opaque
+from runtimed.metadata.opaque import packed, unpacked, with_one
 
 _COLUMNS = (
     "id, image, runtime, runtime_options_type, runtime_options, spec_type, spec, snapshotter, snapshot_key, sandbox,"
     " extensions, labels, created_at, updated_at"
 )
 _SETTERS = ", ".join(f"{column.strip()} = ?" for column in _COLUMNS.split(",")[1:])
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A message the daemon keeps without looking into it: the two fields of ``google.protobuf.Any``, as they came."""
-
-    type_url: str
-    value: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +119,7 @@ def _masked(current: Container, given: Container, path: str) -> Container:
         case ["extensions"]:
             return replace(current, extensions=given.extensions)
         case ["extensions", key] if key:
-            others = {name: value for name, value in current.extensions.items() if name != key}
-            given_one = {key: given.extensions[key]} if key in given.extensions else {}
-            return replace(current, extensions=others | given_one)
+            return replace(current, extensions=with_one(current.extensions, given.extensions, key))
         case ["image"]:
             return replace(current, image=given.image)
         case ["snapshotkey" | "snapshot_key"]:
@@ -152,13 +143,10 @@ def _checked(container: Container) -> Container:
 
 def _row(container: Container) -> tuple[object, ...]:
     options = container.runtime_options or Opaque("", b"")
-    extensions = {
-        name: [value.type_url, base64.b64encode(value.value).decode()] for name, value in container.extensions.items()
-    }
     return (
         container.id, container.image, container.runtime, options.type_url, options.value,
         container.spec.type_url, container.spec.value, container.snapshotter, container.snapshot_key,
-        container.sandbox, json.dumps(extensions), json.dumps(dict(container.labels)),
+        container.sandbox, packed(container.extensions), json.dumps(dict(container.labels)),
         container.created_at, container.updated_at,
     )  # fmt: skip
 
@@ -175,10 +163,7 @@ def _from_row(row: tuple[str, str, str, str, bytes, str, bytes, str, str, str, s
         snapshotter=snapshotter,
         snapshot_key=snapshot_key,
         sandbox=sandbox,
-        extensions={
-            name: Opaque(type_url, base64.b64decode(value))
-            for name, (type_url, value) in json.loads(extensions).items()
-        },
+        extensions=unpacked(extensions),
         labels=json.loads(text),
         created_at=created_at,
         updated_at=updated_at,

@@ -25,6 +25,7 @@ _MARK = "containerd.io/gc."  # labels without it need not be looked into
 _TRIGGERS = {
     "images": ("(NEW.namespace, 'images', NEW.name)",),
     "containers": ("(NEW.namespace, 'containers', NEW.id)",),
+    "sandboxes": ("(NEW.namespace, 'sandboxes', NEW.id)",),
     "leases": ("(NEW.namespace, 'leases', NEW.id)",),
     "lease_resources": ("(NEW.namespace, NEW.type, NEW.id)", "(NEW.namespace, 'leases', NEW.lease)"),
     "blobs": ("(NEW.namespace, 'content', NEW.digest)",),
@@ -77,6 +78,8 @@ def load(tx: Tx, now: int, held: Collection[tuple[str, str]] = ()) -> Graph:
         _image(graph, row)
     for row in tx.execute(_CONTAINERS):
         _container(graph, row)
+    for row in tx.execute(_SANDBOXES):
+        _sandbox(graph, row)
     for row in tx.execute(_BLOBS):
         _blob(graph, row)
     for row in tx.execute(_SNAPSHOTS):
@@ -132,6 +135,9 @@ def _take_over(tx: Tx, graph: Graph) -> None:
             case ["containers"]:
                 for row in tx.execute(f"{_CONTAINERS} WHERE namespace = ? AND id = ?", at):
                     _container(graph, row)
+            case ["sandboxes"]:
+                for row in tx.execute(f"{_SANDBOXES} WHERE namespace = ? AND id = ?", at):
+                    _sandbox(graph, row)
             case ["content"]:
                 for row in tx.execute(f"{_BLOBS} WHERE namespace = ? AND digest = ?", at):
                     _blob(graph, row)
@@ -170,6 +176,7 @@ def _remove(tx: Tx, graph: Graph, node: Node, is_busy: Callable[[str, str], bool
 
 _IMAGES = "SELECT namespace, name, digest, labels FROM images"
 _CONTAINERS = "SELECT namespace, id, snapshotter, snapshot_key, labels FROM containers"
+_SANDBOXES = "SELECT namespace, id, labels FROM sandboxes"
 _BLOBS = "SELECT namespace, digest, labels FROM blobs"
 _SNAPSHOTS = "SELECT namespace, snapshotter, key, parent, labels FROM snapshots"
 _INGESTS = "SELECT namespace, ref, expected, started_at FROM ingests"
@@ -183,6 +190,11 @@ def _image(graph: Graph, row: tuple[str, str, str, str]) -> None:
 def _container(graph: Graph, row: tuple[str, str, str, str, str]) -> None:
     namespace, id, snapshotter, key, text = row
     graph.container(namespace, id, snapshotter, key, _marks(text))
+
+
+def _sandbox(graph: Graph, row: tuple[str, str, str]) -> None:
+    namespace, id, text = row
+    graph.sandbox(namespace, id, _marks(text))
 
 
 def _blob(graph: Graph, row: tuple[str, str, str]) -> None:

@@ -10,7 +10,31 @@ from importlib.resources import files
 
 from runtimed.errors import FailedPrecondition
 
-STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {}  # from version 2 on: version -> the step that leads to it
+
+def _sandboxes(conn: sqlite3.Connection) -> None:
+    conn.execute(
+        """
+        CREATE TABLE sandboxes (
+            namespace  TEXT NOT NULL REFERENCES namespaces (name),
+            id         TEXT NOT NULL,
+            sandboxer  TEXT NOT NULL DEFAULT '',
+            runtime    TEXT NOT NULL DEFAULT '',
+            runtime_options_type TEXT NOT NULL DEFAULT '',
+            runtime_options BLOB NOT NULL DEFAULT x'',
+            spec_type  TEXT NOT NULL DEFAULT '',
+            spec       BLOB NOT NULL DEFAULT x'',
+            extensions TEXT NOT NULL DEFAULT '{}',
+            labels     TEXT NOT NULL DEFAULT '{}',
+            created_at INTEGER NOT NULL,
+            updated_at INTEGER NOT NULL,
+            PRIMARY KEY (namespace, id)
+        ) STRICT, WITHOUT ROWID
+        """
+    )
+
+
+# From version 2 on: version -> the step that leads to it.
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _sandboxes}
 
 LATEST = max([1, *STEPS])
 

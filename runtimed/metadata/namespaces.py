@@ -14,7 +14,12 @@ from runtimed.errors import AlreadyExists, FailedPrecondition, NotFound
 from runtimed.filters import parse
 from runtimed.metadata.db import Tx, frees
 
-_CONTENTS = {"images": "images", "blobs": "blobs", "containers": "containers"}  # table -> what messages call it
+_CONTENTS = {
+    "images": "images",
+    "blobs": "blobs",
+    "containers": "containers",
+    "sandboxes": "sandboxes",
+}  # table -> what messages call it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def delete(tx: Tx, name: str) -> None:
 
     Raises:
         NotFound: it is not there.
-        FailedPrecondition: there are images, blobs, containers or snapshots in it.
+        FailedPrecondition: there are images, blobs, containers, sandboxes or snapshots in it.
     """
     if not tx.execute("SELECT 1 FROM namespaces WHERE name = ?", (name,)).fetchone():
         raise NotFound(f"namespace {name!r}")

@@ -46,6 +46,23 @@ CREATE TABLE containers (
     PRIMARY KEY (namespace, id)
 ) STRICT, WITHOUT ROWID;
 
+-- What a group of containers runs in (a pod, a virtual machine); has no state. Any as with containers.
+CREATE TABLE sandboxes (
+    namespace  TEXT NOT NULL REFERENCES namespaces (name),
+    id         TEXT NOT NULL,
+    sandboxer  TEXT NOT NULL DEFAULT '',     -- the controller that it is of
+    runtime    TEXT NOT NULL DEFAULT '',
+    runtime_options_type TEXT NOT NULL DEFAULT '',
+    runtime_options BLOB NOT NULL DEFAULT x'',
+    spec_type  TEXT NOT NULL DEFAULT '',
+    spec       BLOB NOT NULL DEFAULT x'',
+    extensions TEXT NOT NULL DEFAULT '{}',   -- as those of containers
+    labels     TEXT NOT NULL DEFAULT '{}',
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (namespace, id)
+) STRICT, WITHOUT ROWID;
+
 -- Holds resources against garbage collection until it is deleted or expires (label containerd.io/gc.expire).
 CREATE TABLE leases (
     namespace  TEXT NOT NULL REFERENCES namespaces (name),

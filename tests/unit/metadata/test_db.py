@@ -1,4 +1,5 @@
 import asyncio
+import re
 import sqlite3
 import threading
 
@@ -7,6 +8,8 @@ import pytest
 from runtimed.errors import DataLoss, FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
 from runtimed.metadata import migrations
 from runtimed.metadata.db import Database
+
+LATER_TABLES = ("sandboxes",)  # what the first version of the schema did not have
 
 
 @pytest.fixture
@@ -246,14 +249,33 @@ def test_a_step_that_fails_leaves_the_older_schema(path, monkeypatch):
 
 def test_steps_are_applied_in_order_once(path, monkeypatch):
     Database(path).close()
-    monkeypatch.setitem(migrations.STEPS, 2, lambda conn: conn.execute("CREATE TABLE two (x)"))
-    monkeypatch.setitem(migrations.STEPS, 3, lambda conn: conn.execute("ALTER TABLE two ADD COLUMN y"))
-    monkeypatch.setattr(migrations, "LATEST", 3)
+    last = migrations.LATEST
+    monkeypatch.setitem(migrations.STEPS, last + 1, lambda conn: conn.execute("CREATE TABLE two (x)"))
+    monkeypatch.setitem(migrations.STEPS, last + 2, lambda conn: conn.execute("ALTER TABLE two ADD COLUMN y"))
+    monkeypatch.setattr(migrations, "LATEST", last + 2)
     for _ in range(2):
         database = Database(path)
         with database.reading() as tx:
             assert tx.execute("SELECT x, y FROM two").fetchall() == []
         database.close()
+
+
+def test_the_steps_lead_to_the_schema_of_a_new_database(path):
+    def schema(file):
+        with sqlite3.connect(file) as conn:
+            rows = conn.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+        conn.close()
+        return {name: "".join(re.sub("--.*", "", sql).split()) for name, sql in rows}
+
+    Database(path).close()
+    new = schema(path)
+    with sqlite3.connect(path) as conn:  # what the first version had
+        for name in LATER_TABLES:
+            conn.execute(f"DROP TABLE {name}")
+        conn.execute("PRAGMA user_version = 1")
+    conn.close()
+    Database(path).close()
+    assert schema(path) == new
 
 
 @pytest.mark.parametrize("content", [b"this is no database" * 1000, b"SQLite format 3\x00" + b"\xff" * 5000])

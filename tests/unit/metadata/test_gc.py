@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtimed.metadata import gc, images, leases
+from runtimed.metadata import gc, images, leases, sandboxes
 from runtimed.metadata.db import Database
 from runtimed.metadata.images import Image
 from runtimed.oci import digest
@@ -123,3 +123,24 @@ def test_a_clock_that_jumps_ahead_is_not_believed_at_once():
     assert clock.now() == 10**18 + year
     at["wall"] -= 2 * year
     assert clock.now() == 10**18 - year
+
+
+def test_a_sandbox_holds_what_its_labels_name_also_when_it_comes_late(db):
+    submit(db, clear)
+    for number in range(2):
+        submit(db, add_blob, number, None)
+    submit(db, sandboxes.create, "ns", sandboxes.Sandbox(id="pod", labels={REF: BLOBS[0]}))
+    try:
+        submit(db, gc.watch)
+        with db.reading() as tx:
+            graph = gc.load(tx, 0)
+        late = sandboxes.Sandbox(id="late", labels={REF: BLOBS[1]})
+        dead = graph.dead()
+        assert [node.id for node in dead] == [BLOBS[1]]
+        submit(db, sandboxes.create, "ns", late)
+        assert submit(db, gc.sweep, graph, dead, lambda name, key: False) == []
+    finally:
+        submit(db, gc.unwatch)
+        submit(db, clear)
+        for id in ("pod", "late"):
+            submit(db, sandboxes.delete, "ns", id)

@@ -16,6 +16,8 @@ from runtimed.api import (
     leases_pb2_grpc,
     namespaces_pb2,
     namespaces_pb2_grpc,
+    sandbox_pb2,
+    sandbox_pb2_grpc,
     types_pb2,
 )
 from runtimed.metadata.db import Database
@@ -24,6 +26,7 @@ from runtimed.services.containers import ContainersService
 from runtimed.services.images import ImagesService
 from runtimed.services.leases import LeasesService
 from runtimed.services.namespaces import NamespacesService
+from runtimed.services.sandboxes import SandboxStoreService
 from tests.fakes.events import RecordedEvents
 from tests.fakes.server import NAMESPACE, served
 
@@ -49,6 +52,7 @@ async def channel(events, tmp_path):
                 NamespacesService(database, events), server
             ),
             lambda server: leases_pb2_grpc.add_LeasesServicer_to_server(LeasesService(database), server),
+            lambda server: sandbox_pb2_grpc.add_StoreServicer_to_server(SandboxStoreService(database), server),
         ) as channel:
             yield channel
     finally:
@@ -68,6 +72,11 @@ def containers(channel):
 @pytest.fixture
 def namespaces(channel):
     return namespaces_pb2_grpc.NamespacesStub(channel)
+
+
+@pytest.fixture
+def sandboxes(channel):
+    return sandbox_pb2_grpc.StoreStub(channel)
 
 
 @pytest.fixture
@@ -256,3 +265,66 @@ async def test_a_lease_from_create_to_delete(leases):
 
 async def test_a_lease_without_an_id_gets_one(leases):
     assert (await leases.Create(leases_pb2.CreateRequest(), metadata=NAMESPACE)).lease.id
+
+
+async def test_a_sandbox_is_created_read_changed_and_deleted(sandboxes):
+    given = types_pb2.Sandbox(
+        sandbox_id="pod",
+        sandboxer="pause",
+        runtime=types_pb2.Sandbox.Runtime(name="io.containerd.runc.v2", options=Any(type_url="t", value=b"o")),
+        spec=SPEC,
+        labels={"a": "1"},
+        extensions={"e": Any(type_url="t", value=b"e")},
+    )
+    stored = (await sandboxes.Create(sandbox_pb2.StoreCreateRequest(sandbox=given), metadata=NAMESPACE)).sandbox
+    assert stored.created_at == stored.updated_at
+    expected = types_pb2.Sandbox()
+    expected.CopyFrom(given)
+    expected.created_at.CopyFrom(stored.created_at)
+    expected.updated_at.CopyFrom(stored.updated_at)
+    assert stored == expected
+    assert (await sandboxes.Get(sandbox_pb2.StoreGetRequest(sandbox_id="pod"), metadata=NAMESPACE)).sandbox == stored
+
+    change = types_pb2.Sandbox(sandbox_id="pod", labels={"a": "2", "b": "x"})
+    request = sandbox_pb2.StoreUpdateRequest(sandbox=change, fields=["labels.a"])
+    changed = (await sandboxes.Update(request, metadata=NAMESPACE)).sandbox
+    assert (dict(changed.labels), changed.spec) == ({"a": "2"}, SPEC)
+    listed = await sandboxes.List(sandbox_pb2.StoreListRequest(filters=["labels.a==2"]), metadata=NAMESPACE)
+    assert list(listed.list) == [changed]
+    listed = await sandboxes.List(sandbox_pb2.StoreListRequest(filters=["labels.a==1"]), metadata=NAMESPACE)
+    assert not listed.list
+
+    await sandboxes.Delete(sandbox_pb2.StoreDeleteRequest(sandbox_id="pod"), metadata=NAMESPACE)
+    assert not (await sandboxes.List(sandbox_pb2.StoreListRequest(), metadata=NAMESPACE)).list
+
+
+async def test_what_a_bare_sandbox_does_not_have_stays_absent(sandboxes):
+    request = sandbox_pb2.StoreCreateRequest(sandbox=types_pb2.Sandbox(sandbox_id="pod"))
+    stored = (await sandboxes.Create(request, metadata=NAMESPACE)).sandbox
+    assert not stored.HasField("spec")
+    assert not stored.runtime.HasField("options")
+
+
+async def test_errors_of_the_sandbox_store(sandboxes):
+    one = types_pb2.Sandbox(sandbox_id="pod")
+    await sandboxes.Create(sandbox_pb2.StoreCreateRequest(sandbox=one), metadata=NAMESPACE)
+    there, unknown = sandbox_pb2.StoreCreateRequest(sandbox=one), types_pb2.Sandbox(sandbox_id="other")
+    for awaited, expected in (
+        (sandboxes.Create(there, metadata=NAMESPACE), "ALREADY_EXISTS"),
+        (sandboxes.Create(sandbox_pb2.StoreCreateRequest(), metadata=NAMESPACE), "INVALID_ARGUMENT"),
+        (sandboxes.Create(there), "FAILED_PRECONDITION"),
+        (sandboxes.Get(sandbox_pb2.StoreGetRequest(sandbox_id="other"), metadata=NAMESPACE), "NOT_FOUND"),
+        (sandboxes.Delete(sandbox_pb2.StoreDeleteRequest(sandbox_id="other"), metadata=NAMESPACE), "NOT_FOUND"),
+        (sandboxes.Update(sandbox_pb2.StoreUpdateRequest(sandbox=unknown), metadata=NAMESPACE), "NOT_FOUND"),
+        (sandboxes.Update(sandbox_pb2.StoreUpdateRequest(sandbox=one, fields=["x"]), metadata=NAMESPACE),
+         "INVALID_ARGUMENT"),
+        (sandboxes.List(sandbox_pb2.StoreListRequest(filters=["=="]), metadata=NAMESPACE), "INVALID_ARGUMENT"),
+    ):  # fmt: skip
+        assert await code(awaited) == expected
+
+
+async def test_a_namespace_with_a_sandbox_is_not_empty(sandboxes, namespaces):
+    request = sandbox_pb2.StoreCreateRequest(sandbox=types_pb2.Sandbox(sandbox_id="pod"))
+    await sandboxes.Create(request, metadata=NAMESPACE)
+    name = NAMESPACE[0][1]
+    assert await code(namespaces.Delete(namespaces_pb2.DeleteNamespaceRequest(name=name))) == "FAILED_PRECONDITION"

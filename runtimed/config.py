@@ -18,6 +18,7 @@ DEFAULT_PATH = Path("/etc/runtimed/config.toml")
 VERSION = 1
 BUILTIN = "builtin"  # a runtime whose shim is our own, forked from the warm parent
 DEFAULT_RUNTIME = "io.containerd.runc.v2"
+DEFAULT_HANDLER = "runc"
 
 _LEVELS = ("debug", "info", "warning", "error")
 _FORMATS = ("auto", "console", "json")
@@ -85,6 +86,37 @@ class ProxyPlugin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CriRuntime:
+    """``[cri.runtimes."<handler>"]``: what a pod's runtime handler stands for."""
+
+    runtime: str = DEFAULT_RUNTIME  # one of [runtimes]
+    snapshotter: str = ""  # "" is cri.snapshotter
+    pod_annotations: tuple[str, ...] = ()  # globs: of a pod's annotations those that the OCI spec gets
+    container_annotations: tuple[str, ...] = ()  # likewise of a container's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cni:
+    """How pods get their network: the first configuration in a directory, by plugins that are programs."""
+
+    conf_dir: Path = Path("/etc/cni/net.d")
+    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    plugin_limit_s: int = 60  # for one plugin; one that takes longer is killed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cri:
+    """Kubernetes' Container Runtime Interface."""
+
+    snapshotter: str = "overlayfs"
+    pause_image: str = "runtimed.io/pause:latest"
+    default_handler: str = DEFAULT_HANDLER  # of pods that name none
+    max_log_line: int = 16384  # bytes, until a line of a log is broken
+    cni: Cni = Cni()
+    runtimes: Mapping[str, CriRuntime] = field(default_factory=lambda: {DEFAULT_HANDLER: CriRuntime()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     root: Path = Path("/var/lib/runtimed")  # survives a reboot
     state: Path = Path("/run/runtimed")  # does not
@@ -95,6 +127,7 @@ class Config:
     workers: Workers = Workers()
     gc: Gc = Gc()
     doctor: Doctor = Doctor()
+    cri: Cri = Cri()
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
     snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py
     proxy_plugins: Mapping[str, ProxyPlugin] = field(default_factory=dict)
@@ -190,6 +223,8 @@ def _build(kind: Any, value: Any, key: tuple[str, ...]) -> Any:
         # The default runtime stays known when a file configures another one.
         if kind is Config:
             built = replace(built, runtimes={DEFAULT_RUNTIME: Runtime(), **built.runtimes})
+        if kind is Cri:
+            built = replace(built, runtimes={DEFAULT_HANDLER: CriRuntime(), **built.runtimes})
         return built
     if get_origin(kind) is Mapping:
         if not isinstance(value, Mapping):
@@ -239,6 +274,7 @@ def _checked(config: Config) -> Config:
         _check_runtime(f"runtimes.{_dotted((name,))}", runtime)
     for name, plugin in config.proxy_plugins.items():
         _check_proxy(f"proxy_plugins.{_dotted((name,))}", plugin)
+    _check_cri(config)
     return config
 
 
@@ -247,6 +283,23 @@ def _check_proxy(key: str, plugin: ProxyPlugin) -> None:
         raise InvalidArgument(f'{key}.type: {plugin.type!r} is not supported; only "snapshot" is')
     if not plugin.address.startswith("/"):
         raise InvalidArgument(f"{key}.address: {plugin.address!r} must be the absolute path of a unix socket")
+
+
+def _check_cri(config: Config) -> None:
+    cri = config.cri
+    if cri.default_handler not in cri.runtimes:
+        raise InvalidArgument(
+            f"cri.default_handler: {cri.default_handler!r} is none of cri.runtimes: {', '.join(cri.runtimes)}"
+        )
+    for name, handler in cri.runtimes.items():
+        if handler.runtime not in config.runtimes:
+            raise InvalidArgument(f"cri.runtimes.{_dotted((name,))}.runtime: {handler.runtime!r} is not among runtimes")
+    if any(not path.startswith("/") for path in cri.cni.bin_dirs):
+        raise InvalidArgument("cri.cni.bin_dirs: must be absolute paths")
+    if cri.max_log_line < 256 or cri.max_log_line > 1 << 20:
+        raise InvalidArgument(f"cri.max_log_line: {cri.max_log_line} is not between 256 and 1048576 bytes")
+    if cri.cni.plugin_limit_s < 1:
+        raise InvalidArgument("cri.cni.plugin_limit_s: must be at least 1")
 
 
 def _check_runtime(key: str, runtime: Runtime) -> None:

@@ -23,6 +23,7 @@ from runtimed import directories
 from runtimed.api import (
     containers_pb2,
     content_pb2,
+    cri_pb2,
     diff_pb2,
     doctor_pb2,
     events_service_pb2,
@@ -40,6 +41,7 @@ from runtimed.api import (
 from runtimed.collector import Collector
 from runtimed.config import Config
 from runtimed.content.local import LocalStore
+from runtimed.cri.start import kubernetes
 from runtimed.doctor.doctor import Doctor
 from runtimed.errors import DataLoss, DeadlineExceeded, Internal, ResourceExhausted, RuntimedError, Unavailable
 from runtimed.events import EventBus
@@ -123,6 +125,10 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
 
         collector = Collector(database, content, snapshotters, events, config.gc)
         streams = Streams()
+        transfer = TransferService(content, database, snapshotters, pool, streams, events)
+        cri = await kubernetes(
+            config, database, content, snapshotters, transfer.puller, pool, tasks, events, collector.collect, held
+        )
         oci_runtimes = await versions
         _warn_of(oci_runtimes)
         doctor = Doctor(
@@ -148,10 +154,9 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
             (_service(streaming_pb2, "Streaming"), StreamingService(streams)),
-            (
-                _service(transfer_pb2, "Transfer"),
-                TransferService(content, database, snapshotters, pool, streams, events),
-            ),
+            (_service(transfer_pb2, "Transfer"), transfer),
+            (_service(cri_pb2, "RuntimeService"), cri.runtime),
+            (_service(cri_pb2, "ImageService"), cri.images),
         ]
         introspected = _service(introspection_pb2, "Introspection")
         names = [*(service.full_name for service, _ in offered), introspected.full_name, health.SERVICE_NAME]

@@ -70,9 +70,9 @@ class TransferService(TransferServicer):
         self._pool = pool
         self._streams = streams
         self._events = events
-        self._puller = Puller(content, db, snapshotters, pool)
+        self.puller = Puller(content, db, snapshotters, pool)
         self._pusher = Pusher(content, db)
-        self._importer = Importer(content, db, self._puller)
+        self._importer = Importer(content, db, self.puller)
         self._exporter = Exporter(content, db)
 
     async def Transfer(self, request: pb.TransferRequest, context: Context) -> Empty:
@@ -100,7 +100,7 @@ class TransferService(TransferServicer):
         origin = await self._source(namespace, registry)
         wanted = await self._request(namespace, store, _names(store), lease)
         async with self._progress(namespace, request.options.progress_stream) as report:
-            for one in await self._puller.pull(namespace, origin, wanted, report):
+            for one in await self.puller.pull(namespace, origin, wanted, report):
                 self._publish(namespace, one)
 
     async def _push(self, namespace: str, request: pb.TransferRequest, _: str) -> None:

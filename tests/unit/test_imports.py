@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"linux", "rpc", "threads", "rollback", "directories", "systemd"},
     {"mounts", "content", "snapshots", "diff", "metadata"},
     {"events", "workers", "registry", "images", "tasks", "collector", "doctor"},
-    {"services"},
+    {"services", "cri"},
     {"server", "cli"},
     {"daemon"},
 ]

@@ -1,0 +1,59 @@
+"""Runtime handlers: what pods name, and which runtime and snapshotter that means."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from runtimed.config import BUILTIN, Config, CriRuntime, Runtime
+from runtimed.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """A runtime handler with what the configuration says of it."""
+
+    name: str
+    settings: CriRuntime
+    runtime: Runtime
+    snapshotter: str
+
+    @property
+    def is_runc(self) -> bool:
+        """Say whether containers share this machine's kernel: a shim that drives runc, crun or youki."""
+        return self.runtime.shim == BUILTIN or "runc" in self.runtime.shim.rpartition("/")[2]
+
+
+class Handlers:
+    """The runtime handlers of the configuration."""
+
+    def __init__(self, config: Config) -> None:
+        cri = config.cri
+        self._default = cri.default_handler
+        self._handlers: Mapping[str, Handler] = {
+            name: Handler(
+                name=name,
+                settings=settings,
+                runtime=config.runtimes[settings.runtime],
+                snapshotter=settings.snapshotter or cri.snapshotter,
+            )
+            for name, settings in cri.runtimes.items()
+        }
+
+    @property
+    def default(self) -> Handler:
+        return self._handlers[self._default]
+
+    @property
+    def snapshotters(self) -> list[str]:
+        """Every snapshotter that pods may use, the default handler's first."""
+        return list(dict.fromkeys([self.default.snapshotter, *(one.snapshotter for one in self)]))
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(self._handlers.values())
+
+    def get(self, name: str) -> Handler:
+        """Return the handler; "" is the default one. Raises InvalidArgument."""
+        handler = self._handlers.get(name or self._default)
+        if handler is None:
+            known = ", ".join(sorted(self._handlers))
+            raise InvalidArgument(f"runtime handler {name!r} is not configured in [cri.runtimes]; there are: {known}")
+        return handler

@@ -1,0 +1,215 @@
+"""The network of pods: a namespace pinned by a bind mount, and what CNI plugins put into it.
+
+<state>/netns/<sandbox id>      a file that a network namespace is mounted on
+"""
+
+import asyncio
+import ipaddress
+import logging
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runtimed import config
+from runtimed.api import cri_pb2 as pb
+from runtimed.cri import cni
+from runtimed.cri.cni import Attachment, Json, NetworkList, Plugins
+from runtimed.directories import make_private
+from runtimed.errors import DeadlineExceeded, InvalidArgument, NotFound, RuntimedError, os_errors
+from runtimed.linux import netns
+from runtimed.mounts import unmount_all
+from runtimed.threads import blocking
+
+log = logging.getLogger(__name__)
+
+_STATUS_LIMIT_S = 5.0  # a kubelet takes a node without an answer for 30 s as not ready
+_INGRESS = "kubernetes.io/ingress-bandwidth"
+_EGRESS = "kubernetes.io/egress-bandwidth"
+_LARGEST_BURST = 2**31 - 1  # bits, what the bandwidth plugin takes
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([kMGTPE]i?|m)?")
+_FACTORS = {"": 1, "m": 1e-3, **{unit: 1000**power for power, unit in enumerate("kMGTPE", 1)}}
+_FACTORS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)} | {"ki": 1024}
+_LEAST_BANDWIDTH, _MOST_BANDWIDTH = 1000, 10**15  # bits a second, as Kubernetes has it
+
+
+class Network:
+    """Makes namespaces, and attaches them to the network that is configured at that moment."""
+
+    def __init__(self, settings: config.Cni, state: Path) -> None:
+        self._directory = settings.conf_dir
+        self._plugins = Plugins(settings.bin_dirs, settings.plugin_limit_s)
+        self._probes = Plugins(settings.bin_dirs, _STATUS_LIMIT_S)
+        self._namespaces = state / "netns"
+        self._pod_cidrs: tuple[str, ...] = ()
+
+    # What there is
+
+    async def problem(self) -> str:
+        """Return why pods cannot get a network now; "" if they can."""
+        try:
+            await self._probes.status(await self.configured())
+        except RuntimedError as exc:
+            return str(exc)
+        return ""
+
+    async def configured(self) -> NetworkList:
+        """Return the network that pods get: read anew each time, so that a change counts at once.
+
+        Raises NotFound, InvalidArgument.
+        """
+        return await blocking(cni.find, self._directory)
+
+    def set_pod_cidr(self, text: str) -> None:
+        """Take one address range, or several with commas between, for plugins that ask for ``ipRanges``.
+
+        Raises InvalidArgument.
+        """
+        ranges = [part.strip() for part in text.split(",") if part.strip()]
+        for one in ranges:
+            try:
+                ipaddress.ip_network(one, strict=False)
+            except ValueError as exc:
+                raise InvalidArgument(f"pod CIDR {one[:64]!r}: {exc}") from None
+        self._pod_cidrs = tuple(ranges)
+
+    # Namespaces
+
+    async def create_netns(self, id: str) -> str:
+        """Make a network namespace for a sandbox; return the path that it is pinned at."""
+        return await blocking(self._create_netns, id)
+
+    async def delete_netns(self, path: str) -> None:
+        """Let go of a namespace; it ends with the last process in it. Fine if it is not there."""
+        await blocking(self._delete_netns, path)
+
+    def namespaces(self) -> Sequence[str]:
+        """Return the paths of what is pinned. Blocks."""
+        with suppress(FileNotFoundError):
+            return [str(path) for path in self._namespaces.iterdir()]
+        return []
+
+    def _create_netns(self, id: str) -> str:
+        make_private(self._namespaces, 0o711)
+        path = self._namespaces / id
+        with os_errors(f"network namespace {path}"):
+            path.touch(mode=0o444, exist_ok=False)
+            try:
+                netns.pin_new(str(path))
+            except BaseException:
+                path.unlink()
+                raise
+        return str(path)
+
+    def _delete_netns(self, path: str) -> None:
+        with os_errors(f"network namespace {path}"), suppress(FileNotFoundError):
+            unmount_all(Path(path))
+            os.unlink(path)  # noqa: PTH108
+
+    # Attaching
+
+    async def attach(self, network: NetworkList, attachment: Attachment) -> Json:
+        """Attach; return the result. What is left of a failure, :meth:`detach` removes."""
+        return await self._plugins.add(network, attachment)
+
+    async def detach(self, network: NetworkList, attachment: Attachment, result: Json | None) -> None:
+        """Detach; also what was never or only half attached, and more than once."""
+        if attachment.netns and not await asyncio.to_thread(os.path.exists, attachment.netns):
+            attachment = Attachment(
+                container_id=attachment.container_id,
+                netns="",
+                if_name=attachment.if_name,
+                args=attachment.args,
+                capabilities=attachment.capabilities,
+            )
+        await self._plugins.delete(network, attachment, result)
+
+    async def check(self, network: NetworkList, attachment: Attachment, result: Json) -> None:
+        """Ask whether the attachment is as it was made."""
+        await self._plugins.check(network, attachment, result)
+
+    async def collect(self, valid: Sequence[str]) -> None:
+        """Have the plugins of the network as it is now free what sandboxes had that are none of *valid*."""
+        try:
+            network = await self.configured()
+            await self._plugins.gc(network, [(id, cni.IF_NAME) for id in valid])
+        except NotFound:
+            return
+        except (RuntimedError, DeadlineExceeded) as exc:
+            log.warning("CNI garbage not collected", extra={"error": str(exc)})
+
+    def attachment(self, id: str, netns: str, sandbox: pb.PodSandboxConfig, cgroup_parent: str) -> Attachment:
+        """Return what plugins are told of a pod. Raises InvalidArgument."""
+        metadata = sandbox.metadata
+        args = (
+            ("IgnoreUnknown", "1"),
+            ("K8S_POD_NAMESPACE", metadata.namespace),
+            ("K8S_POD_NAME", metadata.name),
+            ("K8S_POD_INFRA_CONTAINER_ID", id),
+            ("K8S_POD_UID", metadata.uid),
+        )
+        for key, value in args:  # separators of CNI_ARGS; and what cannot be in an environment
+            if any(character in value for character in ";=\0\n"):
+                raise InvalidArgument(f"pod: {key} {value[:64]!r} has characters that CNI_ARGS cannot hold")
+        return Attachment(
+            container_id=id, netns=netns, args=args, capabilities=self._capabilities(sandbox, cgroup_parent)
+        )
+
+    def _capabilities(self, sandbox: pb.PodSandboxConfig, cgroup_parent: str) -> dict[str, Any]:
+        """Return the capability arguments (CNI CONVENTIONS.md, "Dynamic Plugin specific fields")."""
+        found: dict[str, Any] = {}
+        if ports := [_port(mapping) for mapping in sandbox.port_mappings if mapping.host_port > 0]:
+            found["portMappings"] = ports
+        if bandwidth := _bandwidth(sandbox.annotations.get(_INGRESS, ""), sandbox.annotations.get(_EGRESS, "")):
+            found["bandwidth"] = bandwidth
+        if self._pod_cidrs:
+            found["ipRanges"] = [[{"subnet": one}] for one in self._pod_cidrs]
+        dns = sandbox.dns_config
+        if dns.servers or dns.searches or dns.options:
+            found["dns"] = {
+                "servers": list(dns.servers),
+                "searches": list(dns.searches),
+                "options": list(dns.options),
+            }
+        if sandbox.metadata.name:
+            found["aliases"] = [sandbox.metadata.name]
+        if cgroup_parent:
+            found["cgroupPath"] = cgroup_parent
+        return found
+
+
+def _port(mapping: pb.PortMapping) -> Json:
+    for number in (mapping.host_port, mapping.container_port):
+        if not 0 < number < 1 << 16:
+            raise InvalidArgument(f"port mapping {mapping.host_port} to {mapping.container_port}: not a port: {number}")
+    if mapping.host_ip:
+        try:
+            ipaddress.ip_address(mapping.host_ip)
+        except ValueError as exc:
+            raise InvalidArgument(f"port mapping {mapping.host_port}: host IP: {exc}") from None
+    return {
+        "hostPort": mapping.host_port,
+        "containerPort": mapping.container_port,
+        "protocol": pb.Protocol.Name(mapping.protocol).lower(),
+        "hostIP": mapping.host_ip,
+    }
+
+
+def _bandwidth(ingress: str, egress: str) -> Json:
+    """Return the bandwidth plugin's limits, in bits a second; {} if the pod has none."""
+    found: Json = {}
+    for name, text in (("ingress", ingress), ("egress", egress)):
+        if text:
+            found |= {f"{name}Rate": _bits(text), f"{name}Burst": _LARGEST_BURST}
+    return found
+
+
+def _bits(text: str) -> int:
+    """Return a Kubernetes quantity. Raises InvalidArgument."""
+    match = _QUANTITY.fullmatch(text[:64])
+    bits = int(float(match[1]) * _FACTORS.get(match[2] or "", 0)) if match else 0
+    if not _LEAST_BANDWIDTH <= bits <= _MOST_BANDWIDTH:
+        raise InvalidArgument(f"bandwidth {text[:64]!r} is not between 1k and 1P (bits a second)")
+    return bits

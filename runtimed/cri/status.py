@@ -1,0 +1,71 @@
+"""What a kubelet asks about the runtime itself: version, conditions, handlers with their features, cgroup driver."""
+
+from importlib.metadata import version as installed
+
+import msgspec
+
+from runtimed.api import cri_pb2 as pb
+from runtimed.cri.handlers import Handler, Handlers
+from runtimed.cri.network import Network
+from runtimed.errors import RuntimedError
+
+_KUBE_API_VERSION = "0.1.0"  # what the CRI has always said here; kubelet compares with it
+_API_VERSION = "v1"
+
+
+def version() -> pb.VersionResponse:
+    """Return who is serving."""
+    return pb.VersionResponse(
+        version=_KUBE_API_VERSION,
+        runtime_name="runtimed",
+        runtime_version=installed("runtimed"),
+        runtime_api_version=_API_VERSION,
+    )
+
+
+async def status(handlers: Handlers, network: Network, *, verbose: bool) -> pb.StatusResponse:
+    """Return the conditions and what the runtime can do; the answer does not wait for anything slow."""
+    problem = await network.problem()
+    ready = pb.RuntimeCondition(type="RuntimeReady", status=True)
+    has_network = pb.RuntimeCondition(type="NetworkReady", status=not problem)
+    if problem:
+        has_network.reason, has_network.message = "NetworkPluginNotReady", problem
+    return pb.StatusResponse(
+        status=pb.RuntimeStatus(conditions=[ready, has_network]),
+        info=await _info(handlers, network) if verbose else None,
+        runtime_handlers=[
+            _handler("", handlers.default),
+            *(_handler(handler.name, handler) for handler in handlers),
+        ],
+        features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+    )
+
+
+def runtime_config(handlers: Handlers) -> pb.RuntimeConfigResponse:
+    """Return which cgroup driver a kubelet has to use: the default handler's."""
+    driver = pb.SYSTEMD if handlers.default.runtime.systemd_cgroup else pb.CGROUPFS
+    return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+
+def _handler(name: str, handler: Handler) -> pb.RuntimeHandler:
+    # runc and crun have both since 1.1 and 1.8; a sandbox with a kernel of its own is not asked.
+    features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=handler.is_runc, user_namespaces=handler.is_runc)
+    return pb.RuntimeHandler(name=name, features=features)
+
+
+async def _info(handlers: Handlers, network: Network) -> dict[str, str]:
+    try:
+        cni = (await network.configured()).to_json()
+    except RuntimedError as exc:
+        cni = {"error": str(exc)}
+    config = {
+        "defaultRuntimeHandler": handlers.default.name,
+        "runtimes": {
+            handler.name: {"runtime": handler.settings.runtime, "snapshotter": handler.snapshotter}
+            for handler in handlers
+        },
+    }
+    return {
+        "config": msgspec.json.encode(config).decode(),
+        "cniconfig": msgspec.json.encode(cni).decode(),
+    }

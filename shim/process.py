@@ -281,7 +281,11 @@ class Init(Process):
         try:
             await failpoints.hit("shim.create.begun")
             self._is_flat = not any(mount.target for mount in mounts)
-            await forked(self._children, _prepare, options, mounts, self.bundle)
+            if all(mount.type == "overlay" for mount in mounts):  # of local directories: there is nothing to wait for
+                with os_errors(f"bundle {self.bundle}"):
+                    _prepare(options, mounts, self.bundle)
+            else:
+                await forked(self._children, _prepare, options, mounts, self.bundle)
             await failpoints.hit("shim.create.mounted")
             if checkpoint:
                 self._checkpoint = checkpoint

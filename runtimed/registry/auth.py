@@ -7,7 +7,6 @@ import asyncio
 import base64
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -16,6 +15,7 @@ from yarl import URL
 
 from runtimed.errors import DataLoss, PermissionDenied, Unauthenticated, Unavailable
 from runtimed.registry import hosts
+from runtimed.registry.connections import Connections
 
 _MAX_TOKEN_ANSWER = 1 << 20  # bytes
 _MAX_CHALLENGE = 8 << 10  # characters of a WWW-Authenticate header that are looked at
@@ -73,7 +73,7 @@ class Authorizer:
         self,
         registry: URL,
         repository: str,
-        session: aiohttp.ClientSession,
+        connections: Connections,
         ask: AskCredentials | None = None,
         push_scopes: Sequence[str] = (),
     ) -> None:
@@ -81,7 +81,7 @@ class Authorizer:
         self._registry = registry
         self._scope = f"repository:{repository}:pull"
         self._push_scopes = list(push_scopes)
-        self._session = session
+        self._connections = connections
         self._ask = ask
         self._lock = asyncio.Lock()
         self.header = ""  # what to send; "" is nothing
@@ -140,15 +140,19 @@ class Authorizer:
             parameters["service"] = service
         subject = f"token server {realm.host} of registry {self._host}"
         try:
-            async with asyncio.timeout(_TIMEOUT_S), self._request(realm, scopes, parameters, credentials) as response:
-                return await _read_token(response, subject)
+            async with asyncio.timeout(_TIMEOUT_S):
+                async with await self._request(realm, scopes, parameters, credentials) as response:
+                    return await _read_token(response, subject)
+        except aiohttp.ClientConnectorCertificateError as exc:
+            raise PermissionDenied(f"{subject}: certificate not trusted: {exc.certificate_error}") from exc
         except (aiohttp.ClientError, TimeoutError) as exc:
             raise Unavailable(f"{subject}: {exc or 'no answer in time'}") from exc
 
-    def _request(
+    async def _request(
         self, realm: URL, scopes: list[str], parameters: dict[str, str], credentials: Credentials | None
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    ) -> aiohttp.ClientResponse:
         """Ask for a token: by GET with name and password or without, by POST with an identity token (auth/oauth.md)."""
+        is_own = realm.host == self._registry.host
         if credentials and credentials.secret and not credentials.username:
             form = parameters | {
                 "scope": " ".join(scopes),
@@ -156,14 +160,13 @@ class Authorizer:
                 "refresh_token": credentials.secret,
                 "client_id": "runtimed",
             }
-            return self._session.post(realm, data=form, allow_redirects=False)
+            return await self._connections.request("POST", realm, is_own=is_own, data=form)
         headers = {}
         if credentials and credentials.username:
             headers["Authorization"] = _basic(credentials)
             parameters = parameters | {"account": credentials.username}
-        return self._session.get(
-            realm.update_query({"scope": scopes, **parameters}), headers=headers, allow_redirects=False
-        )
+        url = realm.update_query({"scope": scopes, **parameters})
+        return await self._connections.request("GET", url, is_own=is_own, headers=headers)
 
 
 def _basic(credentials: Credentials) -> str:

@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from runtimed.errors import DataLoss, FailedPrecondition, RuntimedError, Unauthenticated, Unavailable
+from runtimed.errors import DataLoss, FailedPrecondition, RuntimedError, Unauthenticated
 from runtimed.metadata.content import Ingest
 from runtimed.oci import digest as digests
 from runtimed.oci.descriptor import Descriptor
-from runtimed.registry.client import RegistryClient
+from runtimed.registry.client import Answer, RegistryClient
+from runtimed.registry.host import HostClient
+from runtimed.registry.hosts import Capability
 from runtimed.threads import blocking
 from runtimed.workers.pool import Fetch, Pool
 
@@ -27,8 +29,11 @@ async def read(client: RegistryClient, kind: str, descriptor: Descriptor, limit:
         NotFound, Unauthenticated, PermissionDenied, Unavailable: as :meth:`RegistryClient.get`.
     """
     accept = f"{descriptor.media_type}, */*;q=0.1" if descriptor.media_type else "*/*"
-    answer = await client.get(kind, descriptor.digest, accept=accept, limit=min(limit, descriptor.size))
-    verify(answer.body, descriptor, f"{client.reference} from its registry")
+
+    def check(answer: Answer) -> None:
+        verify(answer.body, descriptor, f"{client.reference} from its registry")
+
+    answer = await client.get(kind, descriptor.digest, accept=accept, limit=min(limit, descriptor.size), check=check)
     return answer.body
 
 
@@ -46,7 +51,7 @@ async def fetch(
 ) -> None:
     """Bring the bytes of *descriptor* into *ingest*, going on from those that are there.
 
-    A refused token is renewed once; a registry or connection that fails is tried again for as long as its patience
+    A refused token is renewed; a host or connection that fails is tried again for as long as the client's patience
     lasts, which begins anew whenever bytes have come. *progress* is called with the bytes there are.
 
     Raises:
@@ -54,55 +59,87 @@ async def fetch(
         Unavailable: patience is at its end; what has arrived is kept and the next pull goes on from there.
         NotFound, Unauthenticated, PermissionDenied, ResourceExhausted: as the pool says.
     """
-    failures = 0
-    may_renew = True
     if ingest.offset > descriptor.size:
         await blocking(ingest.truncate, 0)
-    offset = ingest.offset
-    while offset < descriptor.size:
+    if ingest.offset == descriptor.size:
+        return
+    job = _Fetch(client, pool, descriptor, ingest, progress)
+    digest = await client.anywhere(Capability.PULL, job.attempt, job.arrived)
+    await blocking(ingest.adopt, descriptor.size, digest)
+
+
+class _Fetch:
+    """A blob under way."""
+
+    def __init__(
+        self,
+        client: RegistryClient,
+        pool: Pool,
+        descriptor: Descriptor,
+        ingest: Ingest,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._client = client
+        self._pool = pool
+        self._descriptor = descriptor
+        self._ingest = ingest
+        self._progress = progress
+
+    async def arrived(self) -> int:
+        """Return how many bytes there are."""
+        return await blocking(_length, self._ingest)
+
+    async def attempt(self, host: HostClient) -> str:
+        """Fetch from *host* what is missing and return the digest of all."""
         try:
-            digest = await pool.fetch(_job(client, descriptor, ingest, offset), progress)
-        except Unauthenticated as exc:
-            if not may_renew:
-                raise _named(exc, client, descriptor) from exc
-            may_renew = False
-            await client.probe("blobs", descriptor.digest)
-        except Unavailable as exc:
-            failures = 1 if await blocking(_length, ingest) > offset else failures + 1
-            named = _named(exc, client, descriptor)
-            await client.patience.wait(failures, named)
-            # Hears how long a registry that is too busy wants to be left alone, and renews a token that has expired.
-            await client.probe("blobs", descriptor.digest)
+            return await self._with_tokens(host)
         except FailedPrecondition as exc:
             # Bytes of before (a power cut, a registry that lied then) or a registry that cannot resume: begin anew.
-            if offset == 0:
-                raise _named(exc, client, descriptor) from exc
+            if self._begun_at == 0:
+                raise self._named(exc) from exc
             log.warning(
-                "going on with a part of a blob failed; fetching all of it", extra={"digest": descriptor.digest}
+                "going on with a part of a blob failed; fetching all of it",
+                extra={"digest": self._descriptor.digest, "error": str(exc)},
             )
-            await blocking(os.truncate, ingest.data_path, 0)
         except RuntimedError as exc:
-            raise _named(exc, client, descriptor) from exc
-        else:
-            await blocking(ingest.adopt, descriptor.size, digest)
-            return
-        offset = await blocking(_length, ingest)
+            raise self._named(exc) from exc
+        await blocking(os.truncate, self._ingest.data_path, 0)
+        try:
+            return await self._with_tokens(host)
+        except RuntimedError as exc:
+            raise self._named(exc) from exc
 
+    async def _with_tokens(self, host: HostClient) -> str:
+        """Fetch, with another token when one is refused, as often as that brings bytes (tokens expire)."""
+        refused_at = -1
+        while True:
+            self._begun_at = await self.arrived()
+            try:
+                return await self._pool.fetch(self._job(host, self._begun_at), self._progress)
+            except Unauthenticated:
+                now = await self.arrived()
+                if now <= refused_at:
+                    raise
+                refused_at = now
+                await host.probe("blobs", self._descriptor.digest)
 
-def _job(client: RegistryClient, descriptor: Descriptor, ingest: Ingest, offset: int) -> Fetch:
-    return Fetch(
-        url=str(client.url("blobs", descriptor.digest)),
-        headers=client.headers(),
-        path=ingest.data_path,
-        offset=offset,
-        size=descriptor.size,
-        digest=descriptor.digest,
-    )
+    def _job(self, host: HostClient, offset: int) -> Fetch:
+        return Fetch(
+            url=str(host.url("blobs", self._descriptor.digest)),
+            headers=host.headers(),
+            path=self._ingest.data_path,
+            offset=offset,
+            size=self._descriptor.size,
+            digest=self._descriptor.digest,
+            tls=host.endpoint.tls,
+            connections=self._client.connections,
+        )
 
-
-def _named(error: _E, client: RegistryClient, descriptor: Descriptor) -> _E:
-    """Return *error* of a worker with what it knows nothing of: the image."""
-    return type(error)(f"{client.reference}: blob {descriptor.digest}: {error}")
+    def _named(self, error: _E) -> _E:
+        """Return *error* of a worker with what it knows nothing of: the image."""
+        named = type(error)(f"{self._client.reference}: blob {self._descriptor.digest}: {error}")
+        named.__dict__.update(error.__dict__)
+        return named
 
 
 def _length(ingest: Ingest) -> int:

@@ -5,31 +5,51 @@ credentials elsewhere, fall back to plain http, or reach services of its own mac
 """
 
 import ipaddress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from yarl import URL
 
 from runtimed.errors import InvalidArgument, PermissionDenied
 from runtimed.oci.reference import DEFAULT_HOST
+from runtimed.workers.tls import Tls
 
-_DOCKER_HUB = "registry-1.docker.io"  # docker.io itself serves no registry
+DOCKER_HUB = "registry-1.docker.io"  # docker.io itself serves no registry
 
 
-@dataclass(frozen=True, slots=True)
+class Capability(StrEnum):
+    """What a host may be used for, in the words of hosts.toml."""
+
+    PULL = "pull"  # what is asked for by its digest
+    RESOLVE = "resolve"  # to say what a tag stands for
+    PUSH = "push"
+
+
+ALL = frozenset(Capability)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One registry's HTTP side."""
+    """A host's HTTP side, and how it is spoken to."""
 
-    scheme: str
-    address: str  # host, with the port if it is not the scheme's own
+    base: URL  # the root of the distribution API, with a slash at its end
+    capabilities: frozenset[Capability] = ALL
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tls: Tls = Tls()
+    source: str = "by the image's name"  # where it was configured: file and line
+
+    def __str__(self) -> str:
+        return str(self.base).rstrip("/")
 
     @property
-    def base(self) -> URL:
-        """The root of the distribution API, with a slash at its end."""
-        return URL(f"{self.scheme}://{self.address}/v2/")
+    def authority(self) -> str:
+        """Host, with the port if it is not the scheme's own."""
+        return self.base.authority
 
 
 def endpoint(host: str, default_scheme: str = "") -> Endpoint:
-    """Return where the registry *host* of a reference is reached.
+    """Return where the registry *host* of a reference is reached when nothing else is configured.
 
     Loopback hosts are spoken to in plain http (unless the port is 443) and all others in https, as containerd does it;
     *default_scheme* overrides that.
@@ -39,10 +59,17 @@ def endpoint(host: str, default_scheme: str = "") -> Endpoint:
     """
     if default_scheme not in {"", "http", "https"}:
         raise InvalidArgument(f"scheme {default_scheme[:32]!r} for registry {host}: must be http or https")
-    address = _DOCKER_HUB if host == DEFAULT_HOST else host
+    address = DOCKER_HUB if host == DEFAULT_HOST else host
     url = URL(f"https://{address}")
     usual = "http" if is_loopback(url) and url.explicit_port != 443 else "https"
-    return Endpoint(default_scheme or usual, address)
+    return Endpoint(base=URL(f"{default_scheme or usual}://{address}/v2/"))
+
+
+def is_mirror(base: URL, host: str) -> bool:
+    """Say whether *base* is another registry than that of the references that begin with *host*."""
+    return base.authority != URL(f"{base.scheme}://{host}").authority and not (
+        host == DEFAULT_HOST and base.host == DOCKER_HUB
+    )
 
 
 def is_loopback(url: URL) -> bool:
@@ -93,15 +120,24 @@ def check_realm(registry: URL, realm: URL) -> None:
 
 def is_internal(url: URL) -> bool:
     """Say whether *url* names this machine or its link, where cloud providers keep what only this machine may know."""
-    address = _address(url)
-    if address is None:
-        return is_loopback(url)
-    return address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
+    return is_loopback(url) if _address(url) is None else is_internal_address(url.host or "")
+
+
+def is_internal_address(text: str) -> bool:
+    """Say the same of an IP address; what is none is not."""
+    address = _parsed(text.partition("%")[0])
+    return address is not None and (
+        address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
+    )
 
 
 def _address(url: URL) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    return _parsed(url.host or "")
+
+
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(url.host or "")
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:

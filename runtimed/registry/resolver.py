@@ -4,6 +4,7 @@ from runtimed.errors import DataLoss, InvalidArgument
 from runtimed.oci import digest as digests
 from runtimed.oci import manifest
 from runtimed.oci.descriptor import Descriptor
+from runtimed.oci.reference import Reference
 from runtimed.registry.client import Answer, RegistryClient
 
 
@@ -20,15 +21,28 @@ async def resolve(client: RegistryClient) -> tuple[Descriptor, bytes]:
     """
     reference = client.reference
     answer = await client.get(
-        "manifests", reference.object, accept=", ".join(manifest.ACCEPTED), limit=manifest.MAX_SIZE
+        "manifests",
+        reference.object,
+        accept=", ".join(manifest.ACCEPTED),
+        limit=manifest.MAX_SIZE,
+        check=lambda answer: _check(answer, reference),
     )
-    subject = f"{reference} from registry {client.url('manifests', reference.object).authority}"
-    digest = digests.compute(answer.body, digests.split(reference.digest)[0] if reference.digest else "sha256")
+    media_type = _media_type(answer, f"{reference} from registry {answer.host}")
+    digest = _digest(answer, reference)
+    return Descriptor(media_type=media_type, digest=digest, size=len(answer.body)), answer.body
+
+
+def _check(answer: Answer, reference: Reference) -> None:
+    subject = f"{reference} from registry {answer.host}"
+    digest = _digest(answer, reference)
     if reference.digest and digest != reference.digest:
         raise DataLoss(f"{subject}: the bytes that came have digest {digest}")
     _check_digest_header(answer, subject)
-    media_type = _media_type(answer, subject)
-    return Descriptor(media_type=media_type, digest=digest, size=len(answer.body)), answer.body
+    _media_type(answer, subject)
+
+
+def _digest(answer: Answer, reference: Reference) -> str:
+    return digests.compute(answer.body, digests.split(reference.digest)[0] if reference.digest else "sha256")
 
 
 def _check_digest_header(answer: Answer, subject: str) -> None:

@@ -7,7 +7,7 @@ requests go on, and it takes no more than a small share of the time (``[gc] paus
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from runtimed import gcgraph
@@ -36,13 +36,21 @@ class Collector:
     """Collects while :meth:`running`. Belongs to the event loop's thread."""
 
     def __init__(
-        self, db: Database, content: Content, snapshotters: Mapping[str, Snapshots], events: EventBus, config: Gc
+        self,
+        db: Database,
+        content: Content,
+        snapshotters: Mapping[str, Snapshots],
+        events: EventBus,
+        config: Gc,
+        take_off: Callable[[str], object],
     ) -> None:
+        """*take_off* takes the mounts of a directory off; it blocks."""
         self._db = db
         self._content = content
         self._snapshotters = snapshotters
         self._events = events
         self._config = config
+        self._take_off = take_off
         self._clock = gc.Clock()
         self._wake = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
@@ -207,6 +215,8 @@ class Collector:
                     self._content.remove_unnamed(node.id)
                 elif kind == gcgraph.INGESTS:
                     self._content.store.remove_ingest(place)
+                elif kind == gcgraph.MOUNTS:
+                    self._take_off(place)
                 elif name and not self._snapshotters[name].discard(place):
                     self._left.setdefault(name, set()).add(place)
             except RuntimedError as exc:

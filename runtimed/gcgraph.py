@@ -9,13 +9,15 @@ snapshots that a label says are roots, and ingests that are young enough. From t
 ``containerd.io/gc.flat``                          on a lease: what its resources refer to is not held
 ``containerd.io/gc.ref.content[.x|/x]``            holds a blob
 ``containerd.io/gc.ref.image[.x|/x]``              holds an image that may have expired
+``containerd.io/gc.ref.mount[.x|/x]``              holds an activated mount
 ``containerd.io/gc.ref.snapshot.<snapshotter>[/x]``  holds a snapshot
 ``containerd.io/gc.bref.{content,image,container}``  the other way round: is held by what the label names
 ``containerd.io/gc.bref.snapshot.<snapshotter>``   likewise
 =================================================  ======================================================
 
 Without a label: an image holds its target, a container its snapshot, a snapshot its parent, an ingest the blob it is
-about to become, a lease its resources. Names, and what the labels mean, are containerd's.
+about to become, a lease its resources and
+mounts. Names, and what the labels mean, are containerd's.
 """
 
 import re
@@ -27,17 +29,18 @@ from typing import NamedTuple
 from runtimed import labels
 
 CONTENT, IMAGES, INGESTS, LEASES = "content", "images", "ingests", "leases"
-CONTAINERS, SANDBOXES = "containers", "sandboxes"
+CONTAINERS, SANDBOXES, MOUNTS = "containers", "sandboxes", "mounts"
 SNAPSHOTS = "snapshots/"  # + the snapshotter's name
 
 _PREFIX = "containerd.io/gc."
 _REF, _BREF = "containerd.io/gc.ref.", "containerd.io/gc.bref."
-_KINDS = {"content": CONTENT, "image": IMAGES, "container": CONTAINERS}
+_KINDS = {"content": CONTENT, "image": IMAGES, "container": CONTAINERS, "mount": MOUNTS}
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
 class Node(NamedTuple):
-    """A record: ``type`` is that of a lease's resources, or ``leases``, ``containers`` or ``sandboxes``."""
+    """A record: ``type`` is that of a lease's resources, or ``leases``, ``mounts``,
+    ``containers`` or ``sandboxes``."""
 
     namespace: str
     type: str
@@ -110,6 +113,13 @@ class Graph:
         if parent:
             self._refer(node, node._replace(id=parent), "parent")
         self._take_labels(node, marks, may_be_root=True)
+        return node
+
+    def mount(self, namespace: str, name: str, lease: str, marks: Mapping[str, str]) -> Node:
+        node = self._add(Node(namespace, MOUNTS, name))
+        if lease:
+            self._refer(Node(namespace, LEASES, lease), node, "lease")
+        self._take_labels(node, marks)
         return node
 
     def ingest(self, namespace: str, ref: str, expected: str, expires_at: int) -> Node:

@@ -30,6 +30,7 @@ from runtimed.api import (
     images_pb2,
     introspection_pb2,
     leases_pb2,
+    mounts_pb2,
     namespaces_pb2,
     sandbox_pb2,
     snapshots_pb2,
@@ -50,6 +51,7 @@ from runtimed.metadata import facts
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
+from runtimed.mounting.manager import MountManager
 from runtimed.rpc import ttrpc
 from runtimed.rpc.grpc_server import Server
 from runtimed.services import events as events_service
@@ -63,6 +65,7 @@ from runtimed.services.interceptors import wrapped
 from runtimed.services.introspection import IntrospectionService
 from runtimed.services.layout import keep_index
 from runtimed.services.leases import LeasesService
+from runtimed.services.mounts import MountsService
 from runtimed.services.namespaces import NamespacesService
 from runtimed.services.registration import register
 from runtimed.services.sandboxes import SandboxStoreService
@@ -123,7 +126,10 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         await tasks.load()
         await pull.recover(database, content, snapshotters)
 
-        collector = Collector(database, content, snapshotters, events, config.gc)
+        mounts = MountManager(database, config.root / "mounts", [config.root / "snapshotters"])
+        await mounts.reconcile()
+        held.push_async_callback(mounts.close)
+        collector = Collector(database, content, snapshotters, events, config.gc, mounts.discard)
         streams = Streams()
         transfer = TransferService(content, database, snapshotters, pool, streams, events)
         cri = await kubernetes(
@@ -150,6 +156,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
             (_service(diff_pb2, "Diff"), DiffService(content, pool, snapshotters, events)),
             (_service(tasks_pb2, "Tasks"), TasksService(tasks)),
+            (_service(mounts_pb2, "Mounts"), MountsService(mounts)),
             (_service(sandbox_pb2, "Store"), SandboxStoreService(database)),
             (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),

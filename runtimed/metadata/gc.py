@@ -30,12 +30,13 @@ _TRIGGERS = {
     "lease_resources": ("(NEW.namespace, NEW.type, NEW.id)", "(NEW.namespace, 'leases', NEW.lease)"),
     "blobs": ("(NEW.namespace, 'content', NEW.digest)",),
     "ingests": ("(NEW.namespace, 'ingests', NEW.ref)",),
+    "mounts": ("(NEW.namespace, 'mounts', NEW.name)",),
     "snapshots": ("(NEW.namespace, 'snapshots/' || NEW.snapshotter, NEW.key)",),
 }
 
 
 class Removed(NamedTuple):
-    """A row that went; ``place`` is the directory of an ingest, or a snapshotter's own key."""
+    """A row that went; ``place`` is the directory of an ingest or of mounts, or a snapshotter's own key."""
 
     node: Node
     place: str = ""
@@ -86,6 +87,8 @@ def load(tx: Tx, now: int, held: Collection[tuple[str, str]] = ()) -> Graph:
         _snapshot(graph, row)
     for row in tx.execute(_INGESTS):
         _ingest(graph, row)
+    for row in tx.execute(_MOUNTS):
+        _mount(graph, row)
     graph.mark()
     graph.spare(Node(namespace, gcgraph.INGESTS, ref) for namespace, ref in held)
     return graph
@@ -144,6 +147,9 @@ def _take_over(tx: Tx, graph: Graph) -> None:
             case ["ingests"]:
                 for row in tx.execute(f"{_INGESTS} WHERE namespace = ? AND ref = ?", at):
                     _ingest(graph, row)
+            case ["mounts"]:
+                for row in tx.execute(f"{_MOUNTS} WHERE namespace = ? AND name = ?", at):
+                    _mount(graph, row)
             case ["snapshots", name]:
                 for row in tx.execute(f"{_SNAPSHOTS} WHERE namespace = ? AND key = ? AND snapshotter = ?", (*at, name)):
                     _snapshot(graph, row)
@@ -162,6 +168,8 @@ def _remove(tx: Tx, graph: Graph, node: Node, is_busy: Callable[[str, str], bool
             row = tx.execute("DELETE FROM blobs WHERE namespace = ? AND digest = ? RETURNING ''", at).fetchone()
         case ["ingests"]:
             row = tx.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ? RETURNING directory", at).fetchone()
+        case ["mounts"]:
+            row = tx.execute("DELETE FROM mounts WHERE namespace = ? AND name = ? RETURNING directory", at).fetchone()
         case ["snapshots", name]:
             where = "FROM snapshots WHERE namespace = ? AND key = ? AND snapshotter = ?"
             row = tx.execute(f"SELECT backend_key {where}", (*at, name)).fetchone()
@@ -180,6 +188,7 @@ _SANDBOXES = "SELECT namespace, id, labels FROM sandboxes"
 _BLOBS = "SELECT namespace, digest, labels FROM blobs"
 _SNAPSHOTS = "SELECT namespace, snapshotter, key, parent, labels FROM snapshots"
 _INGESTS = "SELECT namespace, ref, expected, started_at FROM ingests"
+_MOUNTS = "SELECT namespace, name, lease, labels FROM mounts"
 
 
 def _image(graph: Graph, row: tuple[str, str, str, str]) -> None:
@@ -210,6 +219,11 @@ def _snapshot(graph: Graph, row: tuple[str, str, str, str, str]) -> None:
 def _ingest(graph: Graph, row: tuple[str, str, str, int]) -> None:
     namespace, ref, expected, started_at = row
     graph.ingest(namespace, ref, expected, started_at + INGEST_LIFETIME_NS)
+
+
+def _mount(graph: Graph, row: tuple[str, str, str, str]) -> None:
+    namespace, name, lease, text = row
+    graph.mount(namespace, name, lease, _marks(text))
 
 
 def _marks(text: str) -> dict[str, str]:

@@ -33,8 +33,27 @@ def _sandboxes(conn: sqlite3.Connection) -> None:
     )
 
 
+def _mounts(conn: sqlite3.Connection) -> None:
+    conn.execute(
+        """
+        CREATE TABLE mounts (
+            namespace  TEXT NOT NULL REFERENCES namespaces (name),
+            name       TEXT NOT NULL,
+            directory  TEXT NOT NULL UNIQUE,
+            lease      TEXT NOT NULL DEFAULT '',
+            active     TEXT NOT NULL,
+            system     TEXT NOT NULL,
+            labels     TEXT NOT NULL DEFAULT '{}',
+            created_at INTEGER NOT NULL,
+            updated_at INTEGER NOT NULL,
+            PRIMARY KEY (namespace, name)
+        ) STRICT, WITHOUT ROWID
+        """
+    )
+
+
 # From version 2 on: version -> the step that leads to it.
-STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _sandboxes}
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _sandboxes, 3: _mounts}
 
 LATEST = max([1, *STEPS])
 

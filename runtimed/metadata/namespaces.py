@@ -83,7 +83,7 @@ def delete(tx: Tx, name: str) -> None:
 
     Raises:
         NotFound: it is not there.
-        FailedPrecondition: there are images, blobs, containers, sandboxes or snapshots in it.
+        FailedPrecondition: there are images, blobs, containers, sandboxes, mounts or snapshots in it.
     """
     if not tx.execute("SELECT 1 FROM namespaces WHERE name = ?", (name,)).fetchone():
         raise NotFound(f"namespace {name!r}")

@@ -121,6 +121,20 @@ CREATE TABLE snapshots (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX snapshots_by_parent ON snapshots (namespace, snapshotter, parent);
 
+-- Mounts that the daemon has made under a name, for clients; see mounting/manager.py.
+CREATE TABLE mounts (
+    namespace  TEXT NOT NULL REFERENCES namespaces (name),
+    name       TEXT NOT NULL,
+    directory  TEXT NOT NULL UNIQUE,     -- below <root>/mounts/: the mount points
+    lease      TEXT NOT NULL DEFAULT '',     -- an ID of the same namespace
+    active     TEXT NOT NULL,                -- JSON: mounts that are made
+    system     TEXT NOT NULL,                -- JSON: mounts left to who asked
+    labels     TEXT NOT NULL DEFAULT '{}',
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (namespace, name)
+) STRICT, WITHOUT ROWID;
+
 -- Facts about the store as a whole: 'uuid' (Introspection.Server), 'clean_stop'.
 CREATE TABLE facts (
     key        TEXT PRIMARY KEY,

@@ -37,6 +37,9 @@ _PARTS = (
     ("io.containerd.gc.v1", "scheduler"),
     ("io.containerd.lease.v1", "manager"),
     ("io.containerd.differ.v1", "walking"),
+    ("io.containerd.mount-manager.v1", "manager"),
+    ("io.containerd.mount-handler.v1", "erofs"),
+    ("io.containerd.mount-handler.v1", "loopback"),
     (RUNTIME_TYPE, "task"),
 )
 # These depend on what the machine runs, so they say for which platform they are.

@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     {"errors", "failpoints", "gcgraph", "log", "config", "identifiers", "labels", "filters", "oci", "api", "embedded"},
     {"linux", "rpc", "threads", "rollback", "directories", "systemd"},
     {"mounts", "content", "snapshots", "diff", "metadata"},
-    {"events", "workers", "registry", "images", "tasks", "collector", "doctor"},
+    {"events", "workers", "registry", "images", "tasks", "mounting", "collector", "doctor"},
     {"services", "cri"},
     {"server", "cli"},
     {"daemon"},

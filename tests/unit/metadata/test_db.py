@@ -9,7 +9,7 @@ from runtimed.errors import DataLoss, FailedPrecondition, Internal, NotFound, Re
 from runtimed.metadata import migrations
 from runtimed.metadata.db import Database
 
-LATER_TABLES = ("sandboxes",)  # what the first version of the schema did not have
+LATER_TABLES = ("sandboxes", "mounts")  # what the first version of the schema did not have
 
 
 @pytest.fixture

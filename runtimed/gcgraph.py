@@ -33,7 +33,7 @@ CONTAINERS, SANDBOXES, MOUNTS = "containers", "sandboxes", "mounts"
 SNAPSHOTS = "snapshots/"  # + the snapshotter's name
 
 _PREFIX = "containerd.io/gc."
-_REF, _BREF = "containerd.io/gc.ref.", "containerd.io/gc.bref."
+_REF, _BREF = "containerd.io/gc.ref.", labels.GC_BREF
 _KINDS = {"content": CONTENT, "image": IMAGES, "container": CONTAINERS, "mount": MOUNTS}
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 

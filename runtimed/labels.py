@@ -14,6 +14,7 @@ GC_EXPIRE = "containerd.io/gc.expire"  # RFC 3339 time
 GC_FLAT = "containerd.io/gc.flat"  # on a lease: it holds what it names, not what that refers to
 GC_REF_CONTENT = "containerd.io/gc.ref.content"  # + "", ".<n>", "/<name>": a digest
 GC_REF_SNAPSHOT = "containerd.io/gc.ref.snapshot."  # + <snapshotter>[/<name>]: a key
+GC_BREF = "containerd.io/gc.bref."  # + container, content, image, snapshot.<snapshotter>: is held by what it names
 
 UNCOMPRESSED = "containerd.io/uncompressed"  # on a layer blob: its diff ID
 DISTRIBUTION_SOURCE = "containerd.io/distribution.source."  # + <host>: comma-separated repositories

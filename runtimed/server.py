@@ -155,7 +155,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(leases_pb2, "Leases"), LeasesService(database, collector.collect)),
             (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
             (_service(diff_pb2, "Diff"), DiffService(content, pool, snapshotters, events)),
-            (_service(tasks_pb2, "Tasks"), TasksService(tasks)),
+            (_service(tasks_pb2, "Tasks"), TasksService(tasks, mounts)),
             (_service(mounts_pb2, "Mounts"), MountsService(mounts)),
             (_service(sandbox_pb2, "Store"), SandboxStoreService(database)),
             (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool)),

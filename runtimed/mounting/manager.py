@@ -220,6 +220,11 @@ class MountManager:
             raise Internal(f"mounts in {directory}: {exc.strerror}; they are tried again at the next start") from exc
 
 
+def needs_manager(mount: Mount) -> bool:
+    """Say whether *mount* is one that a kernel or a shim cannot make as it is."""
+    return _first_of_system([mount]) >= 0
+
+
 def _transforms_of(mount: Mount) -> list[str]:
     """Return the transforms at the front of the type, in order."""
     *prefixes, _ = mount.type.split("/")

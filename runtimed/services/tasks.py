@@ -1,14 +1,20 @@
 """The Tasks service: containers at work, and what is done with them."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
+from runtimed import labels
 from runtimed.api import task_types_pb2 as types
 from runtimed.api import tasks_pb2 as pb
 from runtimed.api.tasks_pb2_grpc import TasksServicer
-from runtimed.errors import Unimplemented
+from runtimed.errors import AlreadyExists, NotFound, Unimplemented
 from runtimed.identifiers import validate
 from runtimed.metadata.containers import Opaque
+from runtimed.mounting.manager import MountManager, needs_manager
 from runtimed.mounts import Mount
 from runtimed.oci.descriptor import Descriptor
 from runtimed.services.context import Context, lease_of, namespace_of, timestamp
@@ -20,13 +26,22 @@ from runtimed.tasks.manager import TaskManager
 class TasksService(TasksServicer):
     """Runs containers; their records are another service's."""
 
-    def __init__(self, tasks: TaskManager) -> None:
+    def __init__(self, tasks: TaskManager, mounts: MountManager) -> None:
         self._tasks = tasks
+        self._mounts = mounts
 
     async def Create(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
         if request.task_api_address:
             raise Unimplemented(f"task {request.container_id}: joining a sandbox by its task API address")
-        pid = await self._tasks.create(namespace_of(context), _new_task(request))
+        namespace, new = namespace_of(context), _new_task(request)
+        rootfs = await self._activated(namespace, new.id, new.rootfs)
+        try:
+            pid = await self._tasks.create(namespace, replace(new, rootfs=rootfs))
+        except BaseException:
+            if rootfs is not new.rootfs:
+                with suppress(NotFound):
+                    await self._mounts.deactivate(namespace, new.id)
+            raise
         return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)
 
     async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartResponse:
@@ -34,8 +49,11 @@ class TasksService(TasksServicer):
         return pb.StartResponse(pid=pid)
 
     async def Delete(self, request: pb.DeleteTaskRequest, context: Context) -> pb.DeleteResponse:
-        exit = await self._tasks.delete(namespace_of(context), request.container_id)
-        return _deleted(request.container_id, exit)
+        namespace, id = namespace_of(context), request.container_id
+        exit = await self._tasks.delete(namespace, id)
+        with suppress(NotFound):
+            await self._mounts.deactivate(namespace, id)
+        return _deleted(id, exit)
 
     async def DeleteProcess(self, request: pb.DeleteProcessRequest, context: Context) -> pb.DeleteResponse:
         validate(request.exec_id, "exec id")  # without one it would be the task that goes
@@ -115,6 +133,21 @@ class TasksService(TasksServicer):
     async def Wait(self, request: pb.WaitRequest, context: Context) -> pb.WaitResponse:
         exit = await self._tasks.wait(namespace_of(context), request.container_id, request.exec_id)
         return pb.WaitResponse(exit_status=exit.status, exited_at=timestamp(exit.exited_at))
+
+    async def _activated(self, namespace: str, id: str, rootfs: Sequence[Mount]) -> Sequence[Mount]:
+        """Return mounts that a shim can make: *rootfs* itself, or what is left of it once the daemon has made its part.
+
+        That part is called as the task is, is held by the container, and goes with the task.
+        """
+        if not any(needs_manager(mount) for mount in rootfs):
+            return rootfs
+        if (namespace, id) in self._tasks.holdings().names:
+            raise AlreadyExists(f"task {id}: already exists")
+        with suppress(NotFound):  # of a task whose shim has gone
+            await self._mounts.deactivate(namespace, id)
+        marks = {f"{labels.GC_BREF}container": id}
+        made = await self._mounts.activate(namespace, id, rootfs, labels=marks)
+        return made.system or [Mount("bind", made.active[-1].mount_point, options=("rbind", "ro"))]
 
 
 def _new_task(request: pb.CreateTaskRequest) -> NewTask:

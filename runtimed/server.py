@@ -184,6 +184,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         notify("STOPPING=1")
         log.info("stopping")
         tasks.end_waits()
+        cri.core.events.close()
     log.info("stopped")
 
 

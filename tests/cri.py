@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from runtimed.api import cri_pb2 as pb
 from runtimed.api.cri_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from tests.daemon import PrivateDaemon, private_daemon
 
@@ -65,8 +66,103 @@ class Cri:
         """Return the addresses that are leased to pods."""
         return sorted(path.name for path in (self.daemon.base / "ipam").glob("*/10.*"))
 
+    # Pods
+
+    def pod_config(self, name: str, **options: Any) -> pb.PodSandboxConfig:
+        """Return the configuration of a pod; *options* are fields of it or of what is in it."""
+        modes = {mode: options.pop(mode, pb.POD) for mode in ("network", "pid", "ipc")}
+        linux = pb.LinuxPodSandboxConfig(
+            cgroup_parent=options.pop("cgroup_parent", self.daemon.cgroup_parent), sysctls=options.pop("sysctls", {})
+        )
+        namespaces = pb.NamespaceOption(**modes, userns_options=options.pop("userns", None))
+        linux.security_context.namespace_options.CopyFrom(namespaces)
+        metadata = pb.PodSandboxMetadata(
+            name=name, uid=options.pop("uid", secrets.token_hex(4)), namespace="test", attempt=options.pop("attempt", 0)
+        )
+        return pb.PodSandboxConfig(metadata=metadata, log_directory=str(self.logs / name), linux=linux, **options)
+
+    def run(self, config: pb.PodSandboxConfig, handler: str = "") -> str:
+        request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
+        return str(self.runtime.RunPodSandbox(request, timeout=TIMEOUT_S).pod_sandbox_id)
+
+    def run_pod(self, name: str, handler: str = "", **options: Any) -> str:
+        return self.run(self.pod_config(name, **options), handler)
+
+    def stop_pod(self, id: str) -> None:
+        self.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=id), timeout=TIMEOUT_S)
+
+    def remove_pod(self, id: str) -> None:
+        self.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=id), timeout=TIMEOUT_S)
+
+    def pod_status(self, id: str, *, verbose: bool = False) -> pb.PodSandboxStatusResponse:
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=id, verbose=verbose)
+        found: pb.PodSandboxStatusResponse = self.runtime.PodSandboxStatus(request, timeout=TIMEOUT_S)
+        return found
+
+    def pods(self, **fields: Any) -> list[pb.PodSandbox]:
+        request = pb.ListPodSandboxRequest(filter=pb.PodSandboxFilter(**fields))
+        return list(self.runtime.ListPodSandbox(request, timeout=TIMEOUT_S).items)
+
+    # Containers
+
+    def container_config(self, name: str, *command: str, image: str, **options: Any) -> pb.ContainerConfig:
+        """Return the configuration of a container that runs *command* in a shell."""
+        security = pb.LinuxContainerSecurityContext(
+            namespace_options=pb.NamespaceOption(pid=options.pop("pid", pb.CONTAINER))
+        )
+        linux = pb.LinuxContainerConfig(resources=options.pop("resources", None), security_context=security)
+        metadata = pb.ContainerMetadata(name=name, attempt=options.pop("attempt", 0))
+        return pb.ContainerConfig(
+            metadata=metadata,
+            image=pb.ImageSpec(image=image),
+            command=["/bin/sh", "-c", *command] if command else [],
+            log_path=f"{name}.log",
+            linux=linux,
+            **options,
+        )
+
+    def create(self, pod: str, config: pb.ContainerConfig, sandbox: pb.PodSandboxConfig | None = None) -> str:
+        request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=sandbox)
+        return str(self.runtime.CreateContainer(request, timeout=TIMEOUT_S).container_id)
+
+    def start(self, id: str) -> None:
+        self.runtime.StartContainer(pb.StartContainerRequest(container_id=id), timeout=TIMEOUT_S)
+
+    def stop(self, id: str, timeout: int = 0) -> None:
+        self.runtime.StopContainer(pb.StopContainerRequest(container_id=id, timeout=timeout), timeout=TIMEOUT_S)
+
+    def remove(self, id: str) -> None:
+        self.runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=id), timeout=TIMEOUT_S)
+
+    def status(self, id: str, *, verbose: bool = False) -> pb.ContainerStatus:
+        request = pb.ContainerStatusRequest(container_id=id, verbose=verbose)
+        found: pb.ContainerStatus = self.runtime.ContainerStatus(request, timeout=TIMEOUT_S).status
+        return found
+
+    def containers(self, **fields: Any) -> list[pb.Container]:
+        request = pb.ListContainersRequest(filter=pb.ContainerFilter(**fields))
+        return list(self.runtime.ListContainers(request, timeout=TIMEOUT_S).containers)
+
+    def pull(self, image: str) -> str:
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=image))
+        return str(self.images.PullImage(request, timeout=TIMEOUT_S).image_ref)
+
+    @contextmanager
+    def events(self) -> Iterator[Iterator[pb.ContainerEventResponse]]:
+        """Yield the container events from now on."""
+        call = self.runtime.GetContainerEvents(pb.GetEventsRequest(), timeout=TIMEOUT_S)
+        call.initial_metadata()  # the subscription stands
+        try:
+            yield call
+        finally:
+            call.cancel()
+
     def clear(self) -> None:
-        """Remove the bridge."""
+        """Remove every pod, and the bridge."""
+        if self.daemon.process is not None:
+            self.reconnect()
+            for pod in self.pods():
+                self.remove_pod(pod.id)
         subprocess.run(["ip", "link", "del", self.bridge], check=False, capture_output=True)
 
 

@@ -77,9 +77,13 @@ class Network:
 
     # Namespaces
 
-    async def create_netns(self, id: str) -> str:
-        """Make a network namespace for a sandbox; return the path that it is pinned at."""
-        return await blocking(self._create_netns, id)
+    def path(self, id: str) -> str:
+        """Return where the network namespace of a sandbox is pinned."""
+        return str(self._namespaces / id)
+
+    async def create_netns(self, id: str) -> None:
+        """Make a network namespace for a sandbox, pinned at :meth:`path`."""
+        await blocking(self._create_netns, id)
 
     async def delete_netns(self, path: str) -> None:
         """Let go of a namespace; it ends with the last process in it. Fine if it is not there."""
@@ -91,7 +95,7 @@ class Network:
             return [str(path) for path in self._namespaces.iterdir()]
         return []
 
-    def _create_netns(self, id: str) -> str:
+    def _create_netns(self, id: str) -> None:
         make_private(self._namespaces, 0o711)
         path = self._namespaces / id
         with os_errors(f"network namespace {path}"):
@@ -101,7 +105,6 @@ class Network:
             except BaseException:
                 path.unlink()
                 raise
-        return str(path)
 
     def _delete_netns(self, path: str) -> None:
         with os_errors(f"network namespace {path}"), suppress(FileNotFoundError):

@@ -1,31 +1,114 @@
 """runtime.v1.RuntimeService: a line per RPC, to the modules that do it."""
 
+from collections.abc import AsyncIterator
+
 from runtimed.api import cri_pb2 as pb
 from runtimed.api.cri_pb2_grpc import RuntimeServiceServicer
 from runtimed.cri import status
-from runtimed.cri.convert import Context
-from runtimed.cri.handlers import Handlers
-from runtimed.cri.network import Network
+from runtimed.cri.container_create import create_container
+from runtimed.cri.container_remove import remove_container
+from runtimed.cri.container_start import start_container
+from runtimed.cri.container_status import container_status_response
+from runtimed.cri.container_stop import stop_container
+from runtimed.cri.convert import Context, pieces
+from runtimed.cri.core import Core
+from runtimed.cri.sandbox_run import run_pod_sandbox
+from runtimed.cri.sandbox_status import pod_sandbox_status
+from runtimed.cri.sandbox_stop import remove_pod_sandbox, stop_pod_sandbox
 
 
 class RuntimeService(RuntimeServiceServicer):
     """Pods and containers."""
 
-    def __init__(self, handlers: Handlers, network: Network) -> None:
-        self._handlers = handlers
-        self._network = network
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    # The runtime itself
 
     async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
         return status.version()
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
-        return await status.status(self._handlers, self._network, verbose=request.verbose)
+        return await status.status(self._core.handlers, self._core.network, verbose=request.verbose)
 
     async def RuntimeConfig(self, request: pb.RuntimeConfigRequest, context: Context) -> pb.RuntimeConfigResponse:
-        return status.runtime_config(self._handlers)
+        return status.runtime_config(self._core.handlers)
 
     async def UpdateRuntimeConfig(
         self, request: pb.UpdateRuntimeConfigRequest, context: Context
     ) -> pb.UpdateRuntimeConfigResponse:
-        self._network.set_pod_cidr(request.runtime_config.network_config.pod_cidr)
+        self._core.network.set_pod_cidr(request.runtime_config.network_config.pod_cidr)
         return pb.UpdateRuntimeConfigResponse()
+
+    # Pods
+
+    async def RunPodSandbox(self, request: pb.RunPodSandboxRequest, context: Context) -> pb.RunPodSandboxResponse:
+        id = await run_pod_sandbox(self._core, request.config, request.runtime_handler)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=id)
+
+    async def StopPodSandbox(self, request: pb.StopPodSandboxRequest, context: Context) -> pb.StopPodSandboxResponse:
+        await stop_pod_sandbox(self._core, request.pod_sandbox_id)
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(
+        self, request: pb.RemovePodSandboxRequest, context: Context
+    ) -> pb.RemovePodSandboxResponse:
+        await remove_pod_sandbox(self._core, request.pod_sandbox_id)
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(
+        self, request: pb.PodSandboxStatusRequest, context: Context
+    ) -> pb.PodSandboxStatusResponse:
+        sandbox = self._core.state.sandboxes.get(request.pod_sandbox_id)
+        return pod_sandbox_status(sandbox, verbose=request.verbose)
+
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Context) -> pb.ListPodSandboxResponse:
+        found = self._core.state.list_sandboxes(request.filter)
+        return pb.ListPodSandboxResponse(items=[one.summary() for one in found])
+
+    async def StreamPodSandboxes(
+        self, request: pb.StreamPodSandboxesRequest, context: Context
+    ) -> AsyncIterator[pb.StreamPodSandboxesResponse]:
+        for some in pieces(self._core.state.list_sandboxes(request.filter)):
+            yield pb.StreamPodSandboxesResponse(pod_sandboxes=[one.summary() for one in some])
+
+    # Containers
+
+    async def CreateContainer(self, request: pb.CreateContainerRequest, context: Context) -> pb.CreateContainerResponse:
+        id = await create_container(self._core, request.pod_sandbox_id, request.config)
+        return pb.CreateContainerResponse(container_id=id)
+
+    async def StartContainer(self, request: pb.StartContainerRequest, context: Context) -> pb.StartContainerResponse:
+        await start_container(self._core, request.container_id)
+        return pb.StartContainerResponse()
+
+    async def StopContainer(self, request: pb.StopContainerRequest, context: Context) -> pb.StopContainerResponse:
+        await stop_container(self._core, request.container_id, request.timeout)
+        return pb.StopContainerResponse()
+
+    async def RemoveContainer(self, request: pb.RemoveContainerRequest, context: Context) -> pb.RemoveContainerResponse:
+        await remove_container(self._core, request.container_id)
+        return pb.RemoveContainerResponse()
+
+    async def ListContainers(self, request: pb.ListContainersRequest, context: Context) -> pb.ListContainersResponse:
+        found = self._core.state.list_containers(request.filter)
+        return pb.ListContainersResponse(containers=[one.summary() for one in found])
+
+    async def StreamContainers(
+        self, request: pb.StreamContainersRequest, context: Context
+    ) -> AsyncIterator[pb.StreamContainersResponse]:
+        for some in pieces(self._core.state.list_containers(request.filter)):
+            yield pb.StreamContainersResponse(containers=[one.summary() for one in some])
+
+    async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Context) -> pb.ContainerStatusResponse:
+        container = self._core.state.containers.get(request.container_id)
+        return container_status_response(container, verbose=request.verbose)
+
+    async def GetContainerEvents(
+        self, request: pb.GetEventsRequest, context: Context
+    ) -> AsyncIterator[pb.ContainerEventResponse]:
+        with self._core.events.subscribe() as subscriber:
+            # The client may know from it that it misses nothing from here on.
+            await context.send_initial_metadata(())
+            async for event in subscriber:
+                yield event

@@ -1,10 +1,13 @@
 """Puts the parts of CRI together."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from runtimed.config import Config
+from runtimed.cri import container_exit, recovery
+from runtimed.cri.core import Core
 from runtimed.cri.filesystems import Filesystems
 from runtimed.cri.handlers import Handlers
 from runtimed.cri.image_service import ImageService
@@ -13,10 +16,12 @@ from runtimed.cri.network import Network
 from runtimed.cri.runtime_service import RuntimeService
 from runtimed.events import EventBus
 from runtimed.images.pull import Puller
+from runtimed.linux import oom_score
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.tasks.manager import TaskManager
+from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
 
@@ -26,6 +31,7 @@ class Services:
 
     runtime: RuntimeService
     images: ImageService
+    core: Core
 
 
 async def kubernetes(
@@ -44,5 +50,28 @@ async def kubernetes(
     handlers = Handlers(config)
     images = Images(db, content, puller, pool, events, collect)
     filesystems = Filesystems(config.root / "snapshotters", snapshotters, handlers.snapshotters)
-    network = Network(config.cri.cni, config.state)
-    return Services(RuntimeService(handlers, network), ImageService(images, handlers, filesystems))
+    core = Core(
+        settings=config.cri,
+        db=db,
+        tasks=tasks,
+        snapshotters=snapshotters,
+        images=images,
+        network=Network(config.cri.cni, config.state),
+        handlers=handlers,
+        directory=config.state / "cri",
+        root=config.root / "cri",
+        least_oom_score=await blocking(oom_score.least),
+    )
+    held.push_async_callback(core.close)
+    # Subscribed first: what ends while the rest is looked at is not missed.
+    is_watching = asyncio.Event()
+    watching = asyncio.create_task(container_exit.watch(core, events, is_watching))
+    held.push_async_callback(_ended, watching)
+    await is_watching.wait()
+    await recovery.recover(core)
+    return Services(RuntimeService(core), ImageService(images, handlers, filesystems), core)
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,71 @@
+"""StartContainer: the task that makes a container run."""
+
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from runtimed.api import cri_pb2 as pb
+from runtimed.cri import container_exit, ending
+from runtimed.cri.core import Core
+from runtimed.cri.images import NAMESPACE
+from runtimed.cri.sandbox_status import publish
+from runtimed.cri.state import Container
+from runtimed.errors import FailedPrecondition, RuntimedError, os_errors
+from runtimed.rollback import Rollback
+from runtimed.tasks.client import Exit, Stdio
+from runtimed.tasks.making import NewTask
+from runtimed.threads import blocking
+
+_START_ERROR, _START_ERROR_CODE = "StartError", 128  # what the reference has for a command that cannot be run
+
+
+async def start_container(core: Core, id: str) -> None:
+    """Run a container that was created; fine if the same request has just done so.
+
+    Raises:
+        NotFound: no such container.
+        FailedPrecondition: it has been started before, or its pod does not run.
+        RuntimedError: the runtime's own error. The container has ended then, and says why.
+    """
+    container = core.state.containers.get(id)
+    await core.operations.run(("StartContainer", container.id), lambda: _start(core, container))
+
+
+async def _start(core: Core, container: Container) -> None:
+    async with container.lock:
+        if container.state != pb.CONTAINER_CREATED:
+            state = pb.ContainerState.Name(container.state)
+            raise FailedPrecondition(f"container {container.id} is in state {state}, not CONTAINER_CREATED")
+        sandbox = core.state.ready_sandbox(container.sandbox.id)
+        try:
+            await _run(core, container)
+        except RuntimedError as exc:
+            container.record.reason, container.record.message = _START_ERROR, str(exc)
+            exit = Exit(pid=0, status=_START_ERROR_CODE, exited_at=time.time_ns())
+            container_exit.note(core, container, exit)
+            raise
+        container.record.started_at = time.time_ns()
+        container.state = pb.CONTAINER_RUNNING
+        core.save_soon(container.id, container.record)
+    publish(core, sandbox, container.id, pb.CONTAINER_STARTED_EVENT)
+
+
+async def _run(core: Core, container: Container) -> None:
+    snapshots = core.snapshots(container.sandbox.snapshotter)
+    mounts = await blocking(snapshots.mounts, NAMESPACE, container.id)
+    log = container.log_path
+    if log:
+        await blocking(_make_directory, Path(log).parent)
+    output = f"cri://{quote(log)}?max_line={core.settings.max_log_line}" if log else ""
+    stdio = Stdio(stdout=output, stderr="" if container.config.tty else output, terminal=container.config.tty)
+    async with Rollback() as steps:
+        steps.undo("remove the task", ending.end, core, container.id)
+        new = NewTask(id=container.id, rootfs=mounts, stdio=stdio)
+        container.pid = await core.tasks.create(NAMESPACE, new)
+        await core.tasks.start(NAMESPACE, container.id, "")
+        steps.commit()
+
+
+def _make_directory(path: Path) -> None:
+    with os_errors(f"log directory {path}"):
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)

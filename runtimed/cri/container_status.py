@@ -1,0 +1,68 @@
+"""How a container is: ContainerStatus."""
+
+from typing import Any
+
+import msgspec
+from google.protobuf.json_format import MessageToDict
+
+from runtimed.api import cri_pb2 as pb
+from runtimed.cri.state import Container
+
+
+def container_status(container: Container) -> pb.ContainerStatus:
+    """Return what is known of a container; nothing is asked or read."""
+    record, config = container.record, container.config
+    status = pb.ContainerStatus(
+        id=container.id,
+        metadata=config.metadata,
+        state=container.state,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        exit_code=record.exit_code,
+        image=config.image,
+        image_ref=record.image_ref or record.image,
+        image_id=record.image,
+        reason=_reason(container),
+        message=record.message,
+        labels=config.labels,
+        annotations=config.annotations,
+        mounts=config.mounts,
+        log_path=container.log_path,
+        stop_signal=_signal(record.stop_signal),
+    )
+    status.resources.linux.CopyFrom(pb.LinuxContainerResources.FromString(record.resources))
+    if record.user is not None:
+        uid, gid, *groups = record.user
+        status.user.linux.CopyFrom(pb.LinuxContainerUser(uid=uid, gid=gid, supplemental_groups=groups))
+    return status
+
+
+def container_status_response(container: Container, *, verbose: bool) -> pb.ContainerStatusResponse:
+    """Return the answer to ContainerStatus."""
+    info = _info(container) if verbose else None
+    return pb.ContainerStatusResponse(status=container_status(container), info=info)
+
+
+def _reason(container: Container) -> str:
+    if container.state != pb.CONTAINER_EXITED:
+        return ""
+    record = container.record
+    return record.reason or ("Error" if record.exit_code else "Completed")
+
+
+def _signal(name: str) -> "pb.Signal":
+    """Return the CRI's number for a signal's name; RUNTIME_DEFAULT for one that it has no name for."""
+    found: pb.Signal = getattr(pb, name) if name in pb.Signal.keys() else pb.RUNTIME_DEFAULT  # noqa: SIM118  no dict
+    return found
+
+
+def _info(container: Container) -> dict[str, str]:
+    fields: dict[str, Any] = {
+        "sandboxID": container.sandbox.id,
+        "pid": container.pid,
+        "snapshotKey": container.id,
+        "snapshotter": container.sandbox.snapshotter,
+        "config": MessageToDict(container.config),
+    }
+    return {"info": msgspec.json.encode(fields).decode()}

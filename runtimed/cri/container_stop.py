@@ -1,0 +1,80 @@
+"""StopContainer: ask, wait, kill."""
+
+import asyncio
+import signal
+
+from runtimed.api import cri_pb2 as pb
+from runtimed.cri import container_exit, ending
+from runtimed.cri.container_exit import unseen_exit
+from runtimed.cri.core import Core
+from runtimed.cri.state import Container
+from runtimed.errors import DeadlineExceeded
+
+_KILLED_WITHIN_S = 10.0  # from SIGKILL to the exit; more only if the kernel cannot end it
+
+
+async def stop_container(core: Core, id: str, timeout_s: int) -> None:
+    """Send the stop signal, and SIGKILL if the container has not ended *timeout_s* later; return when it has.
+
+    Fine if there is no such container, or it does not run. Several calls at once are one container's end: the
+    shortest timeout counts.
+
+    Raises:
+        DeadlineExceeded: it cannot be killed.
+    """
+    container = core.state.containers.find(id)
+    if container is None:
+        return
+    async with container.lock:
+        pass  # a start under way comes first
+    if not is_alive(container):
+        return
+    if timeout_s > 0:
+        name = container.record.stop_signal or "SIGTERM"
+        if await ending.kill(core, container.id, number_of(name)) and await _ended(container, timeout_s):
+            return
+    await stop_at_once(core, container)
+
+
+async def stop_at_once(core: Core, container: Container) -> None:
+    """Kill a container, if it runs, and wait for its end. Raises DeadlineExceeded."""
+    async with container.lock:
+        pass
+    if not is_alive(container):
+        return
+    if not await ending.kill(core, container.id) and not await ending.exists(core, container.id):
+        container_exit.note(core, container, unseen_exit())
+        return
+    if not await _ended(container, _KILLED_WITHIN_S):
+        raise DeadlineExceeded(f"container {container.id}: still there {_KILLED_WITHIN_S:g} s after SIGKILL")
+
+
+def is_alive(container: Container) -> bool:
+    """Say whether there may be a process."""
+    return container.state in (pb.CONTAINER_RUNNING, pb.CONTAINER_UNKNOWN)
+
+
+def number_of(name: str) -> int:
+    """Return the number of a signal by its name in CRI or an image (``SIGTERM``, ``TERM``, ``15``, ``SIGRTMIN+3``).
+
+    What is none is SIGTERM: an image may say anything, and the container has to end all the same.
+    """
+    text = name.strip().upper().replace("PLUS", "+").replace("MINUS", "-")
+    if text.isascii() and text.isdigit():
+        return int(text) if 0 < int(text[:4]) <= signal.SIGRTMAX else signal.SIGTERM
+    text = text if text.startswith("SIG") else f"SIG{text}"
+    base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
+    number: int | None = getattr(signal, base, None) if base.isalnum() else None
+    if isinstance(number, int) and sign and offset.isdigit():
+        number += int(offset[:3]) if sign == "+" else -int(offset[:3])
+    return int(number) if isinstance(number, int) and 0 < number <= signal.SIGRTMAX else signal.SIGTERM
+
+
+async def _ended(container: Container, limit_s: float) -> bool:
+    """Wait for the end of a container; return whether it has come."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await container.ended.wait()
+    except TimeoutError:
+        return False
+    return True

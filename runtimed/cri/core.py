@@ -1,0 +1,122 @@
+"""What the operations of CRI work with, in one place."""
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtimed.config import Cri
+from runtimed.cri import records
+from runtimed.cri.cni import Attachment
+from runtimed.cri.container_events import ContainerEvents
+from runtimed.cri.handlers import Handlers
+from runtimed.cri.images import NAMESPACE, Auth, Image, Images
+from runtimed.cri.network import Network
+from runtimed.cri.operations import Operations
+from runtimed.cri.records import ContainerRecord, SandboxRecord
+from runtimed.cri.state import Sandbox, State
+from runtimed.errors import NotFound
+from runtimed.metadata.db import Database
+from runtimed.metadata.snapshots import Snapshots
+from runtimed.mounts import Mount
+from runtimed.tasks.manager import TaskManager
+from runtimed.threads import blocking
+
+
+@dataclass(eq=False, kw_only=True)
+class Core:
+    """Stores, tasks, network, and what there is in memory. ``directory`` is on a file system that a reboot clears."""
+
+    settings: Cri
+    db: Database
+    tasks: TaskManager
+    snapshotters: Mapping[str, Snapshots]
+    images: Images
+    network: Network
+    handlers: Handlers
+    directory: Path
+    root: Path  # the same, but it survives a reboot
+    least_oom_score: int = -1000  # that the kernel lets us give
+    state: State = field(default_factory=State)
+    events: ContainerEvents = field(default_factory=ContainerEvents)
+    operations: Operations = field(default_factory=Operations)
+    _pause: Image | None = None
+    _background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    async def pause_image(self, *, anew: bool = False) -> Image:
+        """Return the image of the pause process; pulled if it is not here, looked for again if *anew*."""
+        if self._pause is None or anew:
+            name, snapshotter = self.settings.pause_image, self.handlers.default.snapshotter
+            found = None if anew else await self.images.find(name)
+            self._pause = found or await self.images.pull(name, Auth(), snapshotter, pinned=True)
+        return self._pause
+
+    def files(self, sandbox: Sandbox) -> Path:
+        """Return the directory of a pod's files."""
+        return self.directory / "sandboxes" / sandbox.id
+
+    def attachment(self, sandbox: Sandbox) -> Attachment:
+        """Return what CNI plugins are told of a pod. Raises InvalidArgument."""
+        parent = sandbox.config.linux.cgroup_parent
+        return self.network.attachment(sandbox.id, sandbox.record.netns, sandbox.config, parent)
+
+    async def prepare(self, snapshotter: str, key: str, parent: str, lease: str) -> Sequence[Mount]:
+        """Begin the writable layer *key*, held by *lease*; return its mounts. Raises NotFound: no such parent."""
+        return await blocking(self.snapshots(snapshotter).prepare, NAMESPACE, key, parent, {}, lease)
+
+    async def remove_snapshot(self, snapshotter: str, key: str, lease: str) -> None:
+        """Remove a writable layer; fine if it is gone."""
+        with suppress(NotFound):
+            await blocking(self.snapshots(snapshotter).remove, NAMESPACE, key, lease)
+            return
+        with suppress(NotFound):  # of the lease: the pod is gone
+            await blocking(self.snapshots(snapshotter).remove, NAMESPACE, key)
+
+    def snapshots(self, name: str) -> Snapshots:
+        """Return a snapshotter. Raises NotFound."""
+        if (found := self.snapshotters.get(name)) is None:
+            raise NotFound(f"snapshotter {name!r} is not available here")
+        return found
+
+    async def save(self, id: str, record: SandboxRecord | ContainerRecord) -> None:
+        """Write what has changed of a pod or container; it is on disk when this returns."""
+        await self.db.write(records.update, id, record)
+
+    def save_soon(self, id: str, record: SandboxRecord | ContainerRecord) -> None:
+        """Like :meth:`save`, without waiting: for what the next start can find out by itself."""
+        self.spawn(self.save(id, record))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Have *coroutine* run to its end, which :meth:`close` waits for."""
+        task = asyncio.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def close(self) -> None:
+        """Wait for what is being done."""
+        await self.operations.close()
+        if self._background:
+            _, left = await asyncio.wait(self._background, timeout=2.0)
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left)
+
+
+async def together(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Run them at once and return their results; the first failure, not a group of them, is what the caller hears.
+
+    When one fails the others are cancelled and waited for.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as failures:
+        failure: BaseException = failures
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        raise failure from None
+    return [task.result() for task in tasks]

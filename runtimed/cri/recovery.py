@@ -1,0 +1,103 @@
+"""Pods and containers of an earlier daemon: what is recorded, compared with the tasks there are."""
+
+import asyncio
+import logging
+
+import msgspec
+from google.protobuf.message import DecodeError
+
+from runtimed.api import cri_pb2 as pb
+from runtimed.cri import container_exit, records
+from runtimed.cri.core import Core
+from runtimed.cri.images import NAMESPACE
+from runtimed.cri.records import ContainerRecord, SandboxRecord
+from runtimed.cri.state import Container, Sandbox
+from runtimed.errors import NotFound, RuntimedError
+from runtimed.metadata import containers
+from runtimed.tasks.client import Process, Status
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 32  # tasks that are asked at a time; each answers within a limit of the task manager's
+
+
+async def recover(core: Core) -> None:
+    """Rebuild what is kept in memory; before anything is served."""
+    found = await core.db.read(records.every)
+    for container in found:
+        try:
+            _load(core, container)
+        except (msgspec.MsgspecError, DecodeError, RuntimedError) as exc:
+            log.error("a record of CRI cannot be read", extra={"container": container.id, "error": str(exc)})
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def take(one: Sandbox | Container) -> None:
+        async with turns:
+            process = await _process(core, one.id)
+        if isinstance(one, Sandbox):
+            _take_sandbox(one, process)
+        else:
+            _take_container(core, one, process)
+
+    await asyncio.gather(*map(take, core.state.sandboxes), *map(take, core.state.containers))
+
+
+def _load(core: Core, container: containers.Container) -> None:
+    if records.kind_of(container) == records.SANDBOX:
+        record = records.load(container, SandboxRecord)
+        config = pb.PodSandboxConfig.FromString(record.config)
+        handler = record.handler or core.handlers.default.name
+        sandbox = Sandbox(
+            id=container.id, config=config, record=record, handler=handler, snapshotter=container.snapshotter
+        )
+        if record.is_named:
+            core.state.sandboxes.reserve(sandbox.name, sandbox.id)
+        core.state.sandboxes.add(sandbox)
+        return
+    details = records.load(container, ContainerRecord)
+    parent = core.state.sandboxes.get(details.sandbox)
+    made = Container(
+        id=container.id, sandbox=parent, config=pb.ContainerConfig.FromString(details.config), record=details
+    )
+    core.state.containers.reserve(made.name, made.id)
+    core.state.containers.add(made)
+    parent.containers[made.id] = made
+
+
+async def _process(core: Core, id: str) -> Process | None:
+    try:
+        return await core.tasks.get(NAMESPACE, id)
+    except NotFound:
+        return None
+    except RuntimedError as exc:
+        log.warning("a task does not say how it is", extra={"container": id, "error": str(exc)})
+        return Process(container_id=id)
+
+
+def _take_sandbox(sandbox: Sandbox, process: Process | None) -> None:
+    is_running = process is not None and process.status in (Status.RUNNING, Status.PAUSED)
+    if process is not None and is_running and not sandbox.record.is_stopped:
+        sandbox.is_ready, sandbox.pid = True, process.pid
+
+
+def _take_container(core: Core, container: Container, process: Process | None) -> None:
+    record = container.record
+    if process is None:
+        if record.finished_at:
+            container.state = pb.CONTAINER_EXITED
+            container.ended.set()
+        elif record.started_at:
+            container.state = pb.CONTAINER_RUNNING
+            container_exit.note(core, container, container_exit.unseen_exit())
+        return
+    container.pid = process.pid
+    match process.status:
+        case Status.STOPPED:
+            container.state = pb.CONTAINER_RUNNING
+            container_exit.told(core, container.id, container_exit.exit_of(process))
+        case Status.UNKNOWN:
+            container.state = pb.CONTAINER_UNKNOWN
+        case Status.CREATED:  # a start that the daemon did not live to see the end of
+            core.spawn(container_exit.remove_unstarted(core, container))
+        case _:
+            container.state = pb.CONTAINER_RUNNING

@@ -42,8 +42,9 @@ class RegistryClient:
     ) -> None:
         """Prepare requests for *reference* to *endpoints*, the best first; without any to the host that it names.
 
-        *headers* go with each request to the registry itself, not to mirrors or where it redirects. With *push_scopes* tokens are asked for with
-        those, else for pulling. A large blob that comes slowly is fetched by up to *connections* at a time.
+        *headers* go with each request to the registry itself, not to mirrors or where it redirects. With *push_scopes*
+        tokens are asked for with those, else for pulling. A large blob that comes slowly is fetched by up to
+        *connections* at a time.
         """
         self.reference = reference
         self.patience = patience or Patience()

@@ -113,7 +113,7 @@ class RegistryClient:
                 raise error
             now = await progress() if progress else 0
             failures, reached = 1 if now > reached else failures + 1, now
-            waits = [exc.retry_after_s for host in left if isinstance(exc := tried[host], Unavailable)]
+            waits = [last.retry_after_s for host in left if isinstance(last := tried[host], Unavailable)]
             waited = Unavailable(str(error))
             waited.retry_after_s = None if None in waits else min((wait for wait in waits if wait), default=None)
             try:

@@ -8,9 +8,6 @@ pkg/kubelet/kuberuntime/logs.)
 Whoever rotates logs renames the file and does nothing more: before each batch the file by that name is compared with
 the open one, and opened or made if it is another. What cannot be written, on a full disk say, is dropped and counted,
 so that the process never waits for it; once it can be again, a line in the log tells how much is missing.
-
-What would have to survive a hand-over to another shim process: the reader of each pipe, the beginning of a line
-(``_Stream.rest``) and what was lost (``_File``). Until that is so, a log keeps its shim's worker awake.
 """
 
 import os

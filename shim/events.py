@@ -3,6 +3,8 @@
 import time
 from collections import deque
 from contextlib import suppress
+from math import inf
+from time import monotonic
 from typing import Any
 
 from runtimed.errors import DeadlineExceeded, RuntimedError, Unavailable
@@ -18,8 +20,10 @@ _NAMESPACE_KEY = "containerd-namespace-ttrpc"
 MAX_QUEUED = 2048
 
 _CALL_LIMIT_S = 10.0
+# A daemon that was away connects to each shim when it is back, and so wakes it: the later ones are for one that was
+# only stopped. Between them the shim rests.
 _FIRST_RETRY_S = 0.05
-_LAST_RETRY_S = 2.0
+_LAST_RETRY_S = 16.0
 
 TOPICS = {
     "TaskCreate": "/tasks/create",
@@ -47,6 +51,8 @@ class Publisher:
         self._empty.set()
         self._woken = loop.Event()
         self._client: ttrpc.Client | None = None
+        self._retry_s = _FIRST_RETRY_S
+        self._retry_at = 0.0  # monotonic
         self._sending = loop.spawn(self._send(), resumable=True)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,6 +61,11 @@ class Publisher:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._sending = loop.spawn(self._send(), resumable=True)
+
+    @property
+    def next_try(self) -> float:
+        """When it wants to send next, by the monotonic clock."""
+        return self._retry_at if self._queue else inf
 
     def publish(self, event: Message) -> None:
         """Queue *event*, a message of containerd.events. Never blocks."""
@@ -76,6 +87,7 @@ class Publisher:
 
     def wake(self) -> None:
         """Try again at once: there is a sign that the daemon is back."""
+        self._retry_s, self._retry_at = _FIRST_RETRY_S, 0.0
         self._woken.set()
 
     async def close(self, limit_s: float) -> None:
@@ -89,20 +101,21 @@ class Publisher:
             self._client.close()
 
     async def _send(self) -> None:
-        retry_s = _FIRST_RETRY_S
         while True:
             await self._filled.wait()
-            if await self._forward(self._queue[0]):
-                self._queue.popleft()
-                retry_s = _FIRST_RETRY_S
-                if not self._queue:
-                    self._filled.clear()
-                    self._empty.set()
+            if (wait_s := self._retry_at - monotonic()) > 0:
+                self._woken.clear()
+                with suppress(TimeoutError), loop.timeout(wait_s, resumable=True):
+                    await self._woken.wait()
+            if not await self._forward(self._queue[0]):
+                self._retry_at = monotonic() + self._retry_s
+                self._retry_s = min(self._retry_s * 2, _LAST_RETRY_S)
                 continue
-            self._woken.clear()
-            with suppress(TimeoutError), loop.timeout(retry_s):
-                await self._woken.wait()
-            retry_s = min(retry_s * 2, _LAST_RETRY_S)
+            self._retry_s, self._retry_at = _FIRST_RETRY_S, 0.0
+            self._queue.popleft()
+            if not self._queue:
+                self._filled.clear()
+                self._empty.set()
 
     async def _forward(self, request: pb.ForwardRequest) -> bool:
         """Send one event; return whether it is done with, be it because the daemon refuses it."""

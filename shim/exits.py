@@ -2,13 +2,15 @@
 
 The worker has two kinds. What it starts itself is its own: the OCI runtime, processes forked for some work. What the
 runtime leaves behind, a container's first process and what is started by exec, becomes a child of the keeper's
-(``shim.keeper``), which says how it has ended.
+(``shim.keeper``), which says how it has ended. So does a child of the worker's own that outlasts it.
 """
 
 import os
+import select
 import signal
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from runtimed.errors import InvalidArgument, NotFound
@@ -26,6 +28,10 @@ class Exit(NamedTuple):
 
     status: int
     at: int
+
+    @classmethod
+    def now(cls, status: int) -> "Exit":
+        return cls(status, time.time_ns())
 
 
 class Child:
@@ -52,9 +58,15 @@ class Child:
         except (OSError, ValueError, OverflowError):
             raise InvalidArgument(f"signal {number}: there is no such signal") from None
 
-    def reap_at_end(self) -> None:
+    def is_gone(self) -> bool:
+        """Return whether the process has ended, be it known how or not."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return self.exited.done() or bool(poll.poll(0))
+
+    def reap_at_end(self, *, resumable: bool = False) -> None:
         """Wait for the process, as its parent."""
-        poller.add_reader(self._pidfd, self._reap)
+        poller.add_reader(self._pidfd, self._reap, resumable=resumable)
 
     def ended(self, exit: Exit) -> None:
         os.close(self._pidfd)
@@ -67,7 +79,7 @@ class Child:
             code = os.waitstatus_to_exitcode(status)
         except ChildProcessError:
             code = _STATUS_UNKNOWN
-        self.ended(Exit(code if code >= 0 else 128 - code, time.time_ns()))
+        self.ended(Exit.now(code if code >= 0 else 128 - code))
 
 
 class Children:
@@ -76,24 +88,35 @@ class Children:
     def __init__(self, link: Link | None = None) -> None:
         self.link = link
         self._adopted: dict[int, Child] = {}
+        self._lasting: dict[int, Child] = {}  # the worker's own that the keeper inherits from it
         self._expecting = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "link": None}  # the next worker has its own
+        # The next worker has a link of its own.
+        return {**vars(self), "link": None, "_adopted": self._adopted | self._lasting, "_lasting": {}}
 
-    def spawn(self, argv: list[str], env: dict[str, str], stdio: Sequence[int]) -> Child:
-        """Start the program ``argv[0]`` (looked for on the shim's PATH) with three descriptors as its stdio.
+    @property
+    def lasting(self) -> list[int]:
+        """The pids of the worker's own children that it need not wait for the end of."""
+        return list(self._lasting)
 
-        No other descriptor of the shim's is passed on. Raises OSError, FileNotFoundError above all.
+    def spawn(self, argv: list[str], env: dict[str, str], stdio: Sequence[int], *, lasting: bool = False) -> Child:
+        """Start the program ``argv[0]`` (looked for on the shim's PATH) with *stdio* as its first descriptors.
+
+        No other descriptor of the shim's is passed on. A *lasting* one does not keep the worker awake. Raises OSError,
+        FileNotFoundError above all.
         """
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
         pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=())
-        return self.own(pid)
+        return self.own(pid, lasting=lasting)
 
-    def own(self, pid: int) -> Child:
+    def own(self, pid: int, *, lasting: bool = False) -> Child:
         """Wait for *pid*, a child of this process."""
         child = Child(pid)
-        child.reap_at_end()
+        child.reap_at_end(resumable=lasting)
+        if lasting:
+            self._lasting[pid] = child
+            child.exited.add_callback(partial(self._lasting.__delitem__, pid))
         return child
 
     def adopt(self, pid: int) -> Child:

@@ -60,7 +60,11 @@ class Handover:
         return self.root
 
     def keep(self, root: Any) -> None:
-        """Hand over *root*, whose ``patience_s`` says after how long it wants to be woken at the latest, or None."""
+        """Hand over *root*.
+
+        Its ``patience_s`` says after how long it wants to be woken at the latest, or None; its ``children`` are the
+        pids of this process's children that go on, and that it takes for the keeper's when it is taken up again.
+        """
         self.root = root
 
     def begin(self, readers: list[int]) -> None:
@@ -79,6 +83,8 @@ class Handover:
             # The keeper's limit is ours; it needs room for a packet of them twice.
             if max(fds) + 2 * link.AT_ONCE >= resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
                 raise OSError("too many descriptors")
+            for pid in self.root.children:
+                self._start.link.say("inherit", pid)
             self._start.link.give(fds)
             self._start.link.watch([fd for fd in readers if fd not in self._start.keepers_fds])
             self._start.link.say("rest", memory, -1 if patience_s is None else max(0, int(patience_s * 1000)) + 1)

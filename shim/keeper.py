@@ -57,6 +57,7 @@ class Keeper:
         self._status: int | None = None  # of a worker that ended without a hand-over, and so the shim's
         self._holding = False
         self._known: set[int] = set()  # children of which the worker is told
+        self._heirlooms: list[int] = []  # the worker's, of which the next one is
         self._taken = list(given)
         self._state = -1
         self._patience_ms: int | None = None
@@ -168,6 +169,8 @@ class Keeper:
             self._holding = False
         elif word == b"adopt":
             self._adopt(numbers[0])
+        elif word == b"inherit":
+            self._heirlooms.append(numbers[0])
         elif word == b"take":
             self._take(numbers, rights)
         elif word == b"watch":
@@ -179,6 +182,8 @@ class Keeper:
             self._patience_ms = None if patience < 0 else patience
             self._watch((self.link.fileno(),))  # what is said to nobody
             self._worker = 0  # what is left of it is a child like others
+            self._known.update(self._heirlooms)
+            self._heirlooms.clear()
 
     def _adopt(self, pid: int) -> None:
         try:
@@ -211,6 +216,7 @@ class Keeper:
             os.close(fd)
         self._watched.clear()
         self._taken.clear()
+        self._heirlooms.clear()
         self._patience_ms = None
 
     def _reap(self) -> None:
@@ -223,8 +229,11 @@ class Keeper:
 
     def _reap_known(self) -> None:
         for pid in (*self._known, self._worker):
-            if pid and os.waitid(os.P_PID, pid, _ENDED) is not None:
-                self._bury(pid)
+            try:
+                if pid and os.waitid(os.P_PID, pid, _ENDED) is not None:
+                    self._bury(pid)
+            except ChildProcessError:
+                continue  # not inherited yet: the last worker is still ending
 
     def _bury(self, pid: int) -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

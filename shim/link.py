@@ -6,9 +6,10 @@ So what the keeper says while there is no worker waits for the next one. To the 
     hold               a child that it does not know may turn out to be a process of a task: reap none such
     free               that is over
     adopt PID          say how this child of yours ends
+    inherit PID        a child of the worker's, which becomes one of yours with `rest`: say then how it ends
     take FD ...        descriptors (SCM_RIGHTS), to be held by the same numbers
     watch FD ...       of those: wake a worker when one is readable
-    drop               forget what was taken: the worker goes on
+    drop               forget what was taken, or is to be inherited: the worker goes on
     rest FD MS         the worker ends. One of those taken is its state for the next one, to be woken after so many
                        milliseconds at the latest (-1: whenever something happens)
 

@@ -4,9 +4,6 @@ The program gets each KEY and VALUE as two arguments, no environment but ``CONTA
 ID) and ``CONTAINER_NAMESPACE``, and the descriptors 3, stdout, 4, stderr, and 5, which it closes when it is ready:
 until then the process is not made. It sees the end of 3 and 4 when the process has ended, and should end then.
 (containerd's runtime v2 README, "Logging"; its core/runtime/v2/logging is the side of the program.)
-
-What would have to survive a hand-over to another shim process: the program, a child; a reader of each pipe; what was
-dropped. Until that is so, a logger keeps its shim's worker awake.
 """
 
 import fcntl
@@ -15,6 +12,7 @@ import signal
 import stat
 from contextlib import suppress
 from functools import partial
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from runtimed.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
@@ -47,6 +45,13 @@ class Logger:
         self._dropping: list[int] = []
         self._dropped = 0
         self._is_closed = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        for reader in self._dropping:
+            self._begin_to_drop(reader)
+        if self._child is not None and not self._child.exited.done():
+            self._child.exited.add_callback(self._ended)
 
     def output(self, stream: str) -> Output:
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -93,7 +98,7 @@ class Logger:
             for fd in (null, null, null, *readers, telling):
                 stdio.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FREE_FD))
             environment = {"CONTAINER_ID": self._origin.id, "CONTAINER_NAMESPACE": self._origin.namespace}
-            return self._origin.children.spawn(self._argv, environment, stdio[1:])
+            return self._origin.children.spawn(self._argv, environment, stdio[1:], lasting=True)
         except OSError as exc:
             raise FailedPrecondition(f"logger {self._argv[0]!r} cannot be started: {exc.strerror}") from exc
         finally:
@@ -108,7 +113,10 @@ class Logger:
             # One of our own: who else has the program's must not find it changed.
             reader = reopened(pipe.reader, os.O_RDONLY | os.O_NONBLOCK)
             self._dropping.append(reader)
-            poller.add_reader(reader, partial(self._drop, reader))
+            self._begin_to_drop(reader)
+
+    def _begin_to_drop(self, reader: int) -> None:
+        poller.add_reader(reader, partial(self._drop, reader), resumable=True)
 
     def _drop(self, reader: int) -> None:
         try:

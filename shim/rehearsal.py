@@ -15,6 +15,9 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import ClassVar
 
+# Loaded here to be shared, though only some shims have a use for it.
+import shim.crilog
+import shim.logger  # noqa: F401
 from runtimed.linux import process
 from shim import files, loop, poller, server, ttrpc
 from shim import messages as pb

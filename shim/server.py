@@ -153,8 +153,14 @@ class Shim:
     @property
     def patience_s(self) -> float | None:
         """For how long a shim with nothing to do may rest; None is for ever."""
-        until = min(self._server.next_deadline, self._look_again if self._is_alone else inf)
+        look_again = self._look_again if self._is_alone else inf
+        until = min(self._server.next_deadline, self._publisher.next_try, look_again)
         return None if until == inf else max(0.0, until - monotonic())
+
+    @property
+    def children(self) -> list[int]:
+        """The worker's own children that go on while it rests."""
+        return self._children.lasting
 
     def attach(self, link: Link) -> None:
         """Begin to talk with the keeper, until the end of :meth:`serve`."""

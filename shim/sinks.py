@@ -1,7 +1,7 @@
 """Output that the shim itself has to do with, by the URI that a client gives for it.
 
 ``binary://PROGRAM?KEY=VALUE`` is a program that reads it (``shim.logger``), ``cri://PATH?max_line=N`` a log that the
-shim writes (``shim.crilog``). Either is loaded when it is asked for: it costs a shim memory of its own.
+shim writes (``shim.crilog``). Either is loaded when it is asked for, where the shim's parent has not loaded it.
 """
 
 from typing import NamedTuple, Protocol

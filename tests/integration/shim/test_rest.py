@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import signal
 import time
 
@@ -202,15 +203,38 @@ async def test_a_container_that_is_paused_can_be_resumed(shim, bundle):
     assert (await shim.state("t1")).status == 2  # running
 
 
-async def test_while_events_are_not_delivered_it_does_not_rest(shim, bundle, events):
+async def test_a_program_that_takes_output_goes_on_and_its_end_is_noticed(shim, bundle, fifo, tmp_path):
+    stdin, program, log = fifo("in"), tmp_path / "program", tmp_path / "log"
+    program.write_text(f"#!/bin/sh\nexec 5<&-\nwhile read -r line <&3; do echo $line >> {log}; done\n")
+    program.chmod(0o755)
+    await shim.run("t1", bundle("exec cat"), stdin=str(stdin), stdout=f"binary://{program}")
+    (logger,) = [pid for pid in shim.others() if "program" in proc(pid, "comm")]
+    await shim.rested()
+    writer = os.open(stdin, os.O_WRONLY)
+    os.write(writer, b"one\n")
+    await eventually(lambda: log.exists() and log.read_text() == "one\n")
+    await shim.rested()
+    os.kill(logger, signal.SIGKILL)
+    await eventually(lambda: not exists(logger))  # reaped
+    for _ in range(2):  # together more than a pipe holds
+        os.write(writer, b"x" * 60000 + b"\n")
+        await eventually(lambda: select.select([], [writer], [], 0)[1])
+        await shim.rested()
+    os.close(writer)
+    await shim.kill("t1")
+    assert (await shim.wait("t1")).exit_status == 137
+    await shim.delete("t1")
+    assert shim.others() == []
+
+
+async def test_events_that_nobody_takes_wait_while_it_rests(shim, bundle, events):
     await shim.run("t1", bundle("exec sleep 300"))
     await events.of("/tasks/start")
     await events.close()
     pid = (await shim.state("t1")).pid
     os.kill(pid, signal.SIGKILL)
     await shim.wait("t1")
-    with pytest.raises(TimeoutError):
-        await shim.rested(3)
+    await shim.rested()
     await events.open()
     await shim.Connect(pb.ConnectRequest(id="t1"))
     await events.of("/tasks/exit")
@@ -296,3 +320,15 @@ async def test_one_that_is_stopped_goes_on_where_it_was(shim, bundle):
     finally:
         os.kill(shim.pid, signal.SIGCONT)
     assert (await shim.wait("t1")).exit_status == 137
+
+
+async def test_one_whose_keeper_alone_is_stopped_tells_an_end_later(shim, bundle):
+    pid = await shim.run("t1", bundle("exec sleep 300"))
+    os.kill(shim.pid, signal.SIGSTOP)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert (await shim.state("t1")).status == 2  # running, as far as it is known
+    finally:
+        os.kill(shim.pid, signal.SIGCONT)
+    assert (await shim.wait("t1")).exit_status == 137
+    assert shim.events.topics.count("/tasks/exit") == 1

@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import pickle
 import socket
+from math import inf
+from time import monotonic
 
 import pytest
 
@@ -55,6 +58,30 @@ class Daemon:
 @pytest.fixture
 def daemon(tmp_path):
     return Daemon(tmp_path / "s")
+
+
+@on_loop
+async def test_who_takes_them_over_goes_on_with_the_same_patience(daemon, monkeypatch):
+    """As a worker does with what the one before it has left."""
+    monkeypatch.setattr(events, "_FIRST_RETRY_S", 5.0)
+    publisher = events.Publisher(f"unix://{daemon.path}", "ns")
+    assert publisher.next_try == inf
+    publisher.publish(pb.TaskExit(pid=1))
+    before = monotonic()
+    while publisher.next_try < before + 5:  # until it has tried once
+        await loop.sleep(0)
+    publisher._sending.cancel()
+    next_one = pickle.loads(pickle.dumps(publisher))
+    assert next_one.next_try == publisher.next_try
+    daemon.open()
+    for _ in range(10):
+        await loop.sleep(0)
+    assert daemon.received == []
+    next_one.wake()
+    assert await daemon.got(1) == [1]
+    await next_one.close(1)
+    assert next_one.next_try == inf
+    daemon.close()
 
 
 @contextlib.asynccontextmanager

@@ -230,6 +230,21 @@ def test_what_a_worker_has_not_heard_wakes_the_next_one(reports):
     assert before <= int(at) <= time.time_ns()
 
 
+@pytest.mark.parametrize("before_rest", [True, False], ids=["before", "after"])
+def test_the_end_of_a_child_that_outlasts_its_worker_is_told_to_the_next_one(reports, before_rest):
+    writer, said = reports
+
+    def work(start):
+        if start.state < 0:
+            pid = zombie("false") if before_rest else os.spawnvp(os.P_NOWAIT, "sh", ["sh", "-c", "sleep 0.1; exit 7"])
+            start.link.say("inherit", pid)
+            rest(start)
+        start.link.hear(lambda words: os.write(writer, b" ".join(words[:1] + words[2:3])))
+
+    assert shim_of(work) == 0
+    assert said() == ([b"exit", b"1"] if before_rest else [b"exit", b"7"])
+
+
 def test_a_worker_is_woken_when_its_time_has_come_and_not_before(reports):
     writer, said = reports
     began = time.monotonic()

@@ -9,6 +9,7 @@ from pathlib import Path
 from runtimed.errors import FailedPrecondition, InvalidArgument
 
 _ROOT = Path("/sys/fs/cgroup")
+_OTHERS = "cgroups.json"  # in a bundle
 
 # How often, and how far apart, a cgroup is tried again whose last process is about to end.
 _BUSY_TRIES = 50
@@ -35,34 +36,52 @@ def join(path: str, pid: int, root: Path = _ROOT) -> None:
         raise FailedPrecondition(f"shim cgroup {path!r}: create it before the task")
 
 
+def note_others(bundle: str, root: Path = _ROOT) -> None:
+    """Write down in *bundle* which cgroups of its container are there before the runtime makes any.
+
+    No clock tells that afterwards: a cgroup bears the time of day, which may have been set meanwhile. Raises OSError.
+    """
+    others = [str(cgroup) for cgroup in _cgroups_of(bundle, root) if cgroup.is_dir()]
+    Path(bundle, _OTHERS).write_text(json.dumps(others))
+
+
 def remove_left(bundle: str, root: Path = _ROOT) -> None:
     """Remove the cgroup of a container whose creation was cut short: the runtime has no state of it and cannot.
 
-    Only what is younger than the bundle's ``options.json``, which is written before the runtime is called, and has no
-    process in it. What is named to systemd is left to systemd.
+    Only what was not there at :func:`note_others` and has no process in it. What is named to systemd is left to
+    systemd.
     """
     try:
-        linux = json.loads(Path(bundle, "config.json").read_bytes()).get("linux") or {}
-        path, since = linux.get("cgroupsPath") or "", Path(bundle, "options.json").stat().st_mtime_ns
-    except (OSError, ValueError, AttributeError):
+        others = json.loads(Path(bundle, _OTHERS).read_bytes())
+    except (OSError, ValueError):
         return
-    if not isinstance(path, str) or not path.startswith("/") or ".." in Path(path).parts:
-        return
-    for hierarchy in _hierarchies(root):
-        _remove(hierarchy.joinpath(*Path(path).parts[1:]), since)
+    for cgroup in _cgroups_of(bundle, root):
+        if str(cgroup) not in others:
+            _remove(cgroup)
 
 
-def _remove(cgroup: Path, since: int) -> None:
-    """Remove a cgroup that is not older than *since*, in nanoseconds since the epoch."""
+def _remove(cgroup: Path) -> None:
     for _ in range(_BUSY_TRIES):
         try:
-            if cgroup.stat().st_ctime_ns >= since:
-                cgroup.rmdir()
+            cgroup.rmdir()
             return
         except OSError as exc:
             if exc.errno != errno.EBUSY:
                 return
         time.sleep(_BUSY_WAIT_S)
+
+
+def _cgroups_of(bundle: str, root: Path) -> Iterator[Path]:
+    """Yield where the container's cgroup is, or would be, in each hierarchy; nowhere if it is named otherwise."""
+    try:
+        linux = json.loads(Path(bundle, "config.json").read_bytes()).get("linux") or {}
+        path = linux.get("cgroupsPath") or ""
+    except (OSError, ValueError, AttributeError):
+        return
+    if not isinstance(path, str) or not path.startswith("/") or ".." in Path(path).parts:
+        return
+    for hierarchy in _hierarchies(root):
+        yield hierarchy.joinpath(*Path(path).parts[1:])
 
 
 def _hierarchies(root: Path) -> Iterator[Path]:

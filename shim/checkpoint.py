@@ -2,15 +2,16 @@
 
 The OCI runtime calls CRIU and gives it the pipes among a container's streams. Streams that are other files of the host
 (a client's FIFO, a log) CRIU would refuse to save: they are named to it as external at a checkpoint, and at a restore
-it is told which of the new streams takes the place of which. For this, and so that a restore has the options that the
-checkpoint had, there is a file beside the images. An archive that somebody sent may have brought it: nothing but what
-this module would have written is taken from it.
+it is told which of the new streams takes the place of which; it has to be of the same kind. For this, and so that a
+restore has the options that the checkpoint had, there is a file beside the images. An archive that somebody sent may
+have brought it: nothing but what this module would have written is taken from it.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ _LASTING = {
 }
 _EXTERNAL = re.compile(r"file\[[0-9a-f]{1,16}:[0-9a-f]{1,16}\]")  # mount and inode, as CRIU names a file
 _STREAMS = (0, 1, 2)
+_KINDS = {stat.S_IFIFO: "a FIFO or pipe", stat.S_IFREG: "a file", stat.S_IFCHR: "a device"}
 
 
 class Restore(NamedTuple):
@@ -92,6 +94,8 @@ async def dump(runc: Runc, id: str, bundle: str, path: str, options: pb.Checkpoi
     work = options.work_path or _work(bundle)
     try:
         config = "".join(f"external {name}\n" for name in streams)
+        modes = {name: mode for name, (_, mode) in streams.items()}
+        descriptors = {name: fd for name, (fd, _) in streams.items()}
         await runc.checkpoint(id, [*arguments, "--work-path", work], criu_config=config)
     except RuntimedError as exc:
         with suppress(OSError):
@@ -100,14 +104,14 @@ async def dump(runc: Runc, id: str, bundle: str, path: str, options: pb.Checkpoi
     finally:
         if not options.work_path:
             _empty(work)
-    files.write(f"{path}/{_NOTES}", json.dumps({"streams": streams, "arguments": lasting}).encode())
+    files.write(f"{path}/{_NOTES}", json.dumps({"streams": descriptors, "modes": modes, "arguments": lasting}).encode())
 
 
-def restore_from(path: str, bundle: str, work_path: str = "") -> Restore:
-    """Return how to bring back what :func:`dump`, or another tool's checkpoint, left in *path*.
+def restore_from(path: str, bundle: str, work_path: str = "", stdio: Sequence[int] = ()) -> Restore:
+    """Return how to bring back what :func:`dump`, or another tool's checkpoint, left in *path*, on the streams *stdio*.
 
     Raises:
-        FailedPrecondition: CRIU is not installed.
+        FailedPrecondition: CRIU is not installed, or would refuse one of *stdio* in the place of what was there.
         NotFound: there are no images.
     """
     require_criu()
@@ -118,12 +122,26 @@ def restore_from(path: str, bundle: str, work_path: str = "") -> Restore:
     with suppress(OSError, ValueError, RecursionError):
         notes = json.loads(files.read(f"{path}/{_NOTES}"))
     if isinstance(notes, dict):
-        given, streams = notes.get("arguments"), notes.get("streams")
+        given, streams, modes = notes.get("arguments"), notes.get("streams"), notes.get("modes")
         arguments += [flag for flag in _LASTING.values() if isinstance(given, list) and flag in given]
         for name, fd in streams.items() if isinstance(streams, dict) else ():
             if _EXTERNAL.fullmatch(name) and fd in _STREAMS:
                 config += f"inherit-fd fd[{int(fd)}]:{name}\n"
+                mode = modes.get(name) if isinstance(modes, dict) else None
+                if stdio and isinstance(mode, int):
+                    config += _mode_config(int(fd), mode, os.fstat(stdio[fd]).st_mode)
     return Restore(arguments, config)
+
+
+def _mode_config(fd: int, saved: int, given: int) -> str:
+    """Return what CRIU is told where the stream *fd* had another mode. Raises FailedPrecondition."""
+    was, is_ = stat.S_IFMT(saved), stat.S_IFMT(given)
+    if was in _KINDS and was != is_:
+        raise FailedPrecondition(
+            f"a checkpoint whose descriptor {fd} was {_KINDS[was]} cannot be restored on {_KINDS.get(is_, 'another')}:"
+            " give it a stream of that kind"
+        )
+    return "" if saved == given else "skip-file-rwx-check\n"
 
 
 def restore_error(exc: RuntimedError, bundle: str, work_path: str = "") -> RuntimedError:
@@ -138,9 +156,9 @@ def require_criu() -> None:
         raise FailedPrecondition("checkpoints need criu: install it (https://criu.org) on the PATH of the daemon")
 
 
-def _external_streams(pids: Iterable[int]) -> dict[str, int]:
-    """Return the standard streams of processes that are files outside their mount namespaces: name to descriptor."""
-    streams: dict[str, int] = {}
+def _external_streams(pids: Iterable[int]) -> dict[str, tuple[int, int]]:
+    """Return the standard streams that are files outside the processes' mount namespaces: descriptor and mode."""
+    streams: dict[str, tuple[int, int]] = {}
     for pid in pids:
         with suppress(OSError):  # it has ended meanwhile
             own = {line.split(b" ", 1)[0] for line in files.read(f"/proc/{pid}/mountinfo").splitlines()}
@@ -150,8 +168,8 @@ def _external_streams(pids: Iterable[int]) -> dict[str, int]:
                     info = files.read(f"/proc/{pid}/fdinfo/{fd}")
                     mount = info.partition(b"mnt_id:")[2].split()[0]
                     if link.startswith("/") and mount not in own:
-                        inode = os.stat(f"/proc/{pid}/fd/{fd}").st_ino  # noqa: PTH116
-                        streams.setdefault(f"file[{int(mount):x}:{inode:x}]", fd)
+                        found = os.stat(f"/proc/{pid}/fd/{fd}")  # noqa: PTH116
+                        streams.setdefault(f"file[{int(mount):x}:{found.st_ino:x}]", (fd, found.st_mode))
     return streams
 
 

@@ -39,6 +39,8 @@ Launch = Callable[[Sequence[int], str], Awaitable[None]]  # stdio descriptors, p
 _DRAIN_LIMIT_S = 2.0
 # Execs of a container that has ended are killed with it; this is for one that the kernel cannot kill.
 _EXECS_LIMIT_S = 10.0
+# From the death of a process that was killed to the keeper's word of it, on a machine that is very busy.
+_TOLD_LIMIT_S = 5.0
 
 
 class Status(StrEnum):
@@ -49,6 +51,9 @@ class Status(StrEnum):
     STOPPED = "stopped"
     DELETED = "deleted"
 
+
+# Signals that a container which is to be restored ends by before it has a process to send them to.
+_ENDING = frozenset({signal.SIGKILL, signal.SIGTERM})
 
 # What may be done to a process, by its status.
 _ALLOWED = {
@@ -105,6 +110,12 @@ class Process(ABC):
         if self._child is None:
             raise FailedPrecondition(f"{self.what} has no process yet")
         self._child.send_signal(number)
+        self._insist_on(number)
+
+    def _insist_on(self, number: int) -> None:
+        """See to it that the end by SIGKILL is told, even if not by the keeper."""
+        if number == signal.SIGKILL and self._child is not None:
+            loop.spawn(_told(self._child))
 
     def resize(self, width: int, height: int) -> None:
         """Set the size of the terminal, in characters; may come before the start. Nothing without a terminal."""
@@ -240,6 +251,21 @@ async def _launch_on(terminal: Terminal, launch: Launch, bundle: str, name: str)
         terminal.attach(console.receive())
 
 
+async def _told(child: Child) -> None:
+    """Wait until the end of a process that was killed is known; end the shim if its keeper does not say it.
+
+    Somebody may have stopped the keeper (SIGSTOP), and whoever kills by force waits. What is lost is no status: the
+    daemon, which ends the rest, tells the same one.
+    """
+    try:
+        with loop.timeout(_TOLD_LIMIT_S):
+            await child.exited
+    except TimeoutError:
+        if child.is_gone():
+            log.error("the keeper of the shim does not say how a killed process has ended: the shim ends")
+            os._exit(1)
+
+
 class Init(Process):
     """The first process of a container; with it the container starts, ends and is deleted."""
 
@@ -272,6 +298,7 @@ class Init(Process):
             checkpoints.restore_from(checkpoint, self.bundle)
         options = self.runc.options
         is_others = self.runc.knows(self.id)  # then create says so, and it is not ours to delete
+        is_prepared = False
 
         async def launch(stdio: Sequence[int], console_socket: str) -> None:
             pid_file = f"{self.bundle}/init.pid"
@@ -286,13 +313,14 @@ class Init(Process):
                     _prepare(options, mounts, self.bundle)
             else:
                 await forked(self._children, _prepare, options, mounts, self.bundle)
+            is_prepared = True
             await failpoints.hit("shim.create.mounted")
             if checkpoint:
                 self._checkpoint = checkpoint
             else:
                 await self._launch(launch, self.bundle, "init", self._origin())
         except BaseException:
-            await self._undo_create(delete=not is_others, unmount=bool(mounts))
+            await self._undo_create(delete=is_prepared and not is_others, unmount=bool(mounts))
             raise
         self._know_process()
         self.status = Status.CREATED
@@ -334,10 +362,10 @@ class Init(Process):
 
     async def _restore(self) -> None:
         options = self.runc.options
-        restore = checkpoints.restore_from(self._checkpoint, self.bundle, options.criu_work_path)
 
-        def launch(stdio: Sequence[int], console_socket: str) -> Awaitable[None]:
-            return self.runc.restore(
+        async def launch(stdio: Sequence[int], console_socket: str) -> None:
+            restore = checkpoints.restore_from(self._checkpoint, self.bundle, options.criu_work_path, stdio)
+            await self.runc.restore(
                 self.id,
                 stdio,
                 restore.arguments,
@@ -351,6 +379,8 @@ class Init(Process):
         except RuntimedError as exc:
             with suppress(RuntimedError):
                 await self.runc.delete(self.id, force=True)
+            if isinstance(exc, FailedPrecondition):
+                raise  # CRIU had no part in it
             raise checkpoints.restore_error(exc, self.bundle, options.criu_work_path) from exc
         self._checkpoint = ""
         self._know_process()
@@ -366,10 +396,24 @@ class Init(Process):
         """Signal the process, or with *all* every one of the container. Raises as :meth:`kill`."""
         if self.status is Status.STOPPED:
             raise NotFound("process already finished")
+        if self._checkpoint and number in _ENDING:
+            async with self.lock:  # a restore that is under way comes first
+                if self._checkpoint:
+                    self._end_unrestored(number)
+                    return
         if all or self.status is Status.PAUSED:  # a frozen container does not die before it is thawed
             await self.runc.kill(self.id, number, all=all)
+            self._insist_on(number)
         else:
             self.kill(number)
+
+    def _end_unrestored(self, number: int) -> None:
+        """End what has no process yet: to whoever waits for it, as if it had had one."""
+        self._checkpoint = ""
+        self.exit = Exit.now(128 + number)
+        self.status = Status.STOPPED
+        self._publish(self._exit_event(self.exit))
+        self.exited.set()
 
     async def pause(self) -> None:
         async with self._doing("pause"):
@@ -458,6 +502,8 @@ class Init(Process):
 
 
 def _prepare(options: Options, mounts: Sequence[pb.Mount], bundle: str) -> None:
+    with os_errors(f"bundle {bundle}"):
+        cgroup.note_others(bundle)
     options.write(bundle)
     mount_all([Mount(m.type, m.source, m.target, tuple(m.options)) for m in mounts], Path(bundle, "rootfs"))
 

@@ -149,6 +149,23 @@ async def test_a_shim_at_rest_that_is_stopped_holds_up_its_own_task_only(daemon,
     assert (await daemon.tasks.wait(NS, "t1", "")).status == 137
 
 
+async def test_of_a_shim_whose_keeper_alone_is_stopped_a_task_is_ended_by_force(daemon, spec):
+    """Its worker still answers, and is not told how the container has ended."""
+    pid = await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    shim = daemon.shim_pid("t1")
+    waiting = asyncio.create_task(daemon.tasks.wait(NS, "t1", ""))
+    await worker_of(shim)
+    os.kill(shim, signal.SIGSTOP)
+    async with asyncio.timeout(30):
+        await daemon.tasks.kill(NS, "t1", "", signal.SIGKILL, all=False)
+        assert (await waiting).status == 137
+        await gone(shim)
+        await gone(pid)
+    assert await daemon.topics("/tasks/delete") == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+    assert not daemon.bundle("t1").exists()
+
+
 async def test_the_root_of_a_container_is_unmounted_and_kept_when_its_shim_dies(daemon, spec, rootfs):
     described = spec("sleep 1000") | {"root": {"path": "rootfs"}}
     await daemon.container("t1", DEFAULT_RUNTIME, **described)

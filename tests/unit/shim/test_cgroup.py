@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -42,7 +43,6 @@ def test_a_path_that_leaves_the_tree_is_refused(tmp_path, path):
 def bundle_of(path, cgroup):
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"linux": {"cgroupsPath": cgroup}}))
-    (path / "options.json").write_text("{}")
     return str(path)
 
 
@@ -50,18 +50,32 @@ def test_the_cgroup_of_a_container_that_was_not_made_is_removed(tmp_path):
     root = tmp_path / "cgroups"
     (root / "cpu").mkdir(parents=True)
     bundle = bundle_of(tmp_path / "b", "/pods/c1")
-    os.utime(f"{bundle}/options.json", ns=(0, 0))
+    cgroup.note_others(bundle, root)
     (root / "memory" / "pods" / "c1").mkdir(parents=True)
     cgroup.remove_left(bundle, root)
     assert sorted(path.name for path in root.rglob("*")) == ["cpu", "memory", "pods"]
 
 
-def test_a_cgroup_that_was_there_before_stays(tmp_path):
+@pytest.mark.parametrize("hours", [-24, 24])
+def test_a_cgroup_that_was_there_before_stays_whatever_the_time_of_day(tmp_path, hours):
+    """A clock that is set leaves cgroups from the past and from the future."""
+    root = tmp_path / "cgroups"
+    before = root / "memory" / "pods" / "c1"
+    before.mkdir(parents=True)
+    bundle = bundle_of(tmp_path / "b", "/pods/c1")
+    cgroup.note_others(bundle, root)
+    os.utime(before, (time.time() + hours * 3600,) * 2)
+    (root / "cpu" / "pods" / "c1").mkdir(parents=True)
+    os.utime(root / "cpu" / "pods" / "c1", (time.time() - hours * 3600,) * 2)
+    cgroup.remove_left(bundle, root)
+    assert before.exists()
+    assert not (root / "cpu" / "pods" / "c1").exists()
+
+
+def test_without_a_note_of_what_was_there_nothing_is_removed(tmp_path):
     root = tmp_path / "cgroups"
     (root / "memory" / "pods" / "c1").mkdir(parents=True)
-    bundle = bundle_of(tmp_path / "b", "/pods/c1")
-    os.utime(f"{bundle}/options.json", ns=(0, (root / "memory" / "pods" / "c1").stat().st_ctime_ns + 1))
-    cgroup.remove_left(bundle, root)
+    cgroup.remove_left(bundle_of(tmp_path / "b", "/pods/c1"), root)
     assert (root / "memory" / "pods" / "c1").exists()
 
 
@@ -69,6 +83,8 @@ def test_a_cgroup_that_was_there_before_stays(tmp_path):
 def test_a_cgroup_that_is_named_otherwise_is_left_alone(tmp_path, path):
     root = tmp_path / "cgroups"
     bundle = bundle_of(tmp_path / "b", path)
-    (root / "memory").mkdir(parents=True)
+    root.mkdir()
+    cgroup.note_others(bundle, root)
+    (root / "memory").mkdir()
     cgroup.remove_left(bundle, root)
     assert (root / "memory").exists()

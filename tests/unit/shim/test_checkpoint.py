@@ -1,6 +1,9 @@
 """What is said to CRIU, and what is believed of a checkpoint that somebody else may have made."""
 
 import json
+import os
+import stat
+from contextlib import ExitStack
 
 import pytest
 
@@ -93,6 +96,29 @@ def test_of_what_another_wrote_beside_the_images_nothing_unknown_is_taken(tmp_pa
     (images / "runtimed.json").write_text(notes)
     restore = checkpoint.restore_from(str(images), str(tmp_path), "/work")
     assert restore == checkpoint.Restore(["--image-path", str(images), "--work-path", "/work"], "")
+
+
+@pytest.mark.usefixtures("criu")
+def test_a_stream_may_have_other_permissions_than_the_one_it_replaces_but_is_of_its_kind(tmp_path, images):
+    fifo, file = tmp_path / "fifo", tmp_path / "file"
+    os.mkfifo(fifo, 0o600)
+    file.touch()
+    notes = {"streams": {"file[1:1]": 1}, "modes": {"file[1:1]": stat.S_IFIFO | 0o600}}
+    (images / "runtimed.json").write_text(json.dumps(notes))
+    with ExitStack() as held:
+
+        def config(path):
+            fd = os.open(path, os.O_RDWR)
+            held.callback(os.close, fd)
+            return checkpoint.restore_from(str(images), str(tmp_path), stdio=(fd, fd, fd)).config
+
+        assert config(fifo) == "inherit-fd fd[1]:file[1:1]\n"
+        fifo.chmod(0o644)
+        assert config(fifo) == "inherit-fd fd[1]:file[1:1]\nskip-file-rwx-check\n"
+        with pytest.raises(FailedPrecondition, match="descriptor 1 was a FIFO or pipe cannot be restored on a file"):
+            config(file)
+        with pytest.raises(FailedPrecondition, match="restored on a device: give it a stream of that kind"):
+            config("/dev/null")
 
 
 @pytest.mark.usefixtures("criu")

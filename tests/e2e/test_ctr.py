@@ -70,6 +70,23 @@ def test_run_with_a_log_uri(daemon, image, tmp_path):
     assert [(tmp_path / name).read_text() for name in ("o", "e", "id")] == ["o\n", "e\n", "piped\n"]
 
 
+def test_run_with_the_options_of_a_runtime(daemon, image, tmp_path):
+    """Another program in runc's place and its root; no pivot_root, with which ctr sends no others.
+
+    What of it reaches the program is in tests/integration/shim/test_options.py.
+    """
+    program, said = tmp_path / "another", tmp_path / "said"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{said}\nexec runc "$@"\n')
+    program.chmod(0o755)
+    options = ("--runc-binary", program, "--runc-root", tmp_path / "root")
+    done = daemon.ctr("run", "--rm", *options, image, "optional", "sh", "-c", "echo done; exit 3", check=False)
+    assert (done.returncode, done.stdout) == (3, "done\n"), done.stderr
+    commands = [line for line in said.read_text().splitlines() if f"--root {tmp_path}/root/{daemon.namespace}" in line]
+    assert any(" create " in line for line in commands), commands
+    assert list((tmp_path / "root" / daemon.namespace).iterdir()) == []
+    assert daemon.ctr("run", "--rm", "--no-pivot", image, "optional", "echo", "done").stdout == "done\n"
+
+
 def test_exec_with_a_log_uri(daemon, box, tmp_path):
     daemon.ctr("tasks", "exec", "--exec-id", "e1", "--log-uri", f"file://{tmp_path}/log", box, "echo", "hello")
     assert (tmp_path / "log").read_text() == "hello\n"

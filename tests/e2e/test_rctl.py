@@ -2,14 +2,13 @@
 
 import itertools
 import json
-import os
-import pty
 import select
 import signal
 import subprocess
-import time
 
 import pytest
+
+from tests.terminals import at_terminal
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -71,23 +70,8 @@ def test_a_mount_of_the_host(daemon, pulled, tmp_path):
 
 def test_a_terminal(daemon, pulled):
     command = daemon.rctl_command("run", "--rm", "-t", "--cgroup-parent", daemon.cgroup_parent, pulled, "tty1", "sh")
-    pid, master = pty.fork()
-    if pid == 0:
-        os.execvp(command[0], command)
-    try:
-        os.write(master, b"test -t 0 && test -t 1 && echo ter''minal; exit 3\n")
-        output = b""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and select.select([master], [], [], 30)[0]:
-            try:
-                output += os.read(master, 4096)
-            except OSError:  # EIO: the other end is closed
-                break
-        _, status = os.waitpid(pid, 0)
-        assert b"terminal" in output
-        assert os.waitstatus_to_exitcode(status) == 3
-    finally:
-        os.close(master)
+    status, output = at_terminal(command, b"test -t 0 && test -t 1 && echo ter''minal; exit 3\n")
+    assert (status, b"terminal" in output) == (3, True), output
 
 
 def test_a_detached_container_can_be_looked_at_entered_and_ended(daemon, pulled):

@@ -13,6 +13,7 @@ import pytest
 
 from runtimed.api.events_pb2 import TaskExit
 from tests.daemon import PrivateDaemon, private_daemon
+from tests.terminals import at_terminal
 
 SHIM = Path("/usr/bin/containerd-shim-runc-v2")
 
@@ -66,6 +67,28 @@ def test_a_container_runs_to_its_exit_status(daemon, rootfs):
     done = daemon.ctr("run", "--rm", *options(daemon, rootfs), "t1", "/bin/sh", "-c", "echo hello; exit 7", check=False)
     assert (done.returncode, done.stdout) == (7, "hello\n"), done.stderr
     assert list(daemon.state.glob(f"io.containerd.runtime.v2.task/{daemon.namespace}/*")) == []
+
+
+def test_a_container_and_an_exec_have_a_terminal(daemon, rootfs):
+    typed = b"test -t 0 && test -t 1 && echo ter''minal; exit 3\n"
+    run = daemon.ctr_command("run", "--rm", "-t", *options(daemon, rootfs), "tty", "/bin/sh")
+    status, output = at_terminal(run, typed)
+    assert status == 3, output
+    assert b"terminal" in output
+    daemon.ctr("run", "-d", *options(daemon, rootfs), "box", "/bin/sh", "-c", "while :; do :; done")
+    fifos = ("--fifo-dir", daemon.base / "fifo")
+    status, output = at_terminal(
+        daemon.ctr_command("task", "exec", "-t", *fifos, "--exec-id", "e", "box", "/bin/sh"), typed
+    )
+    assert status == 3, output
+    assert b"terminal" in output
+    daemon.ctr("task", "rm", "-f", "box")
+    daemon.ctr("containers", "rm", "box")
+
+
+def test_it_may_be_named_by_its_path(daemon, rootfs):
+    run = ["run", "--rm", "--runtime", SHIM, *options(daemon, rootfs), "path", "/bin/sh", "-c", "exit 6"]
+    assert daemon.ctr(*run, check=False).returncode == 6
 
 
 def test_it_is_found_again_after_a_crash_of_the_daemon(daemon, rootfs):

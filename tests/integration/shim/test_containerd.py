@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runtimed.mounts import mounts_below, unmount_all
+from tests.terminals import at_terminal
 
 SHIM = Path(sys.executable).parent / "containerd-shim-runtimed-v1"
 CONFIG = """
@@ -66,6 +67,11 @@ class Containerd:
         done = subprocess.run(argv, input=stdin, capture_output=True, timeout=60, check=False, env=self.env)
         assert not (check and done.returncode), (done.stdout, done.stderr, (self.home / "log").read_text()[-4000:])
         return done
+
+    def at_terminal(self, *args):
+        """Run ctr at a terminal, typing something into what it runs; return exit status and output."""
+        argv = ["ctr", "--address", self.home / "c.sock", *args]
+        return at_terminal(argv, b"test -t 0 && test -t 1 && echo ter''minal; exit 3\n", self.env)
 
     def run(self, *args, runtime="io.containerd.runtimed.v1", **kwargs):
         *flags, id, script = args
@@ -123,6 +129,18 @@ def test_a_detached_task_can_be_used_and_killed(containerd):
     containerd.ctr("task", "kill", "-s", "KILL", "c4")
     assert containerd.ctr("task", "rm", "-f", "c4", check=False).returncode in {0, 137}
     containerd.ctr("container", "rm", "c4")
+
+
+def test_a_task_and_an_exec_have_a_terminal(containerd):
+    fifos = ("--fifo-dir", containerd.home / "fifo")
+    runtime = ("--runtime", "io.containerd.runtimed.v1", "--rootfs", containerd.rootfs)
+    status, output = containerd.at_terminal("run", "--rm", "-t", *fifos, *runtime, "c8", "/bin/sh")
+    assert (status, b"terminal" in output) == (3, True), output
+    containerd.run("-d", "c9", "exec sleep 600")
+    status, output = containerd.at_terminal("task", "exec", "-t", *fifos, "--exec-id", "e1", "c9", "/bin/sh")
+    assert (status, b"terminal" in output) == (3, True), output
+    containerd.ctr("task", "rm", "-f", "c9")
+    containerd.ctr("container", "rm", "c9")
 
 
 def test_a_program_that_is_not_there_is_an_error(containerd):

@@ -166,6 +166,57 @@ async def test_of_a_shim_whose_keeper_alone_is_stopped_a_task_is_ended_by_force(
     assert not daemon.bundle("t1").exists()
 
 
+class Memory:
+    """A cgroup with little memory, of version 1 or 2."""
+
+    def __init__(self, name: str) -> None:
+        v1 = Path("/sys/fs/cgroup/memory")
+        is_v1 = v1.is_dir()
+        self._path = (v1 if is_v1 else Path("/sys/fs/cgroup")) / name
+        self._path.mkdir()
+        (self._path / ("memory.limit_in_bytes" if is_v1 else "memory.max")).write_text(str(256 << 10))
+        self._counters = self._path / ("memory.oom_control" if is_v1 else "memory.events")
+
+    def take(self, *pids: int) -> None:
+        for pid in pids:
+            (self._path / "cgroup.procs").write_text(str(pid))
+
+    @property
+    def kills(self) -> int:
+        return int(dict(line.split() for line in self._counters.read_text().splitlines())["oom_kill"])
+
+    def close(self) -> None:
+        self._path.rmdir()
+
+
+@pytest.fixture
+def memory(cgroup):
+    memory = Memory(f"{cgroup.strip('/')}-shim")
+    yield memory
+    memory.close()
+
+
+async def test_the_container_of_a_shim_that_runs_out_of_memory_is_killed_and_told(daemon, spec, memory):
+    pid = await daemon.tasks.create(NS, await daemon.container("t1", DEFAULT_RUNTIME, **spec("sleep 1000")))
+    await daemon.tasks.start(NS, "t1", "")
+    shim = daemon.shim_pid("t1")
+    memory.take(shim, await worker_of(shim))
+    described = Opaque(SPEC_TYPE.replace("Spec", "Process"), json.dumps(process("exit 3")).encode())
+
+    async def use_memory() -> None:  # of what it shares with its parent, for which it is not charged
+        await daemon.tasks.exec(NS, "t1", "e1", Stdio(), described)
+        await daemon.tasks.start(NS, "t1", "e1")
+
+    with pytest.raises(RuntimedError):
+        await use_memory()
+    async with asyncio.timeout(30):
+        await gone(shim)
+        await gone(pid)
+    assert memory.kills == 1
+    assert (await daemon.topics("/tasks/delete"))[-2:] == ["/tasks/exit", "/tasks/delete"]
+    assert not daemon.bundle("t1").exists()
+
+
 async def test_the_root_of_a_container_is_unmounted_and_kept_when_its_shim_dies(daemon, spec, rootfs):
     described = spec("sleep 1000") | {"root": {"path": "rootfs"}}
     await daemon.container("t1", DEFAULT_RUNTIME, **described)

@@ -14,7 +14,14 @@ from tests.vm.packages import SUITES
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 _OUTCOME = re.compile(r"^(\S+::\w+)(\[\S+\])? (PASSED|FAILED|ERROR|SKIPPED)", re.MULTILINE)
 # What a kernel has no part in is tested on 6.12 alone, unless RUNTIMED_VM_FULL wants everything everywhere.
-ON_EACH_KERNEL = ("cgroup_v2_alone", "exit_status", "checkpoints")
+ON_EACH_KERNEL = (
+    "cgroup_v2_alone",
+    "exit_status",
+    "is_measured",
+    "rctl_checkpoints",
+    "runc_checkpoints",
+    "without_checkpoints",
+)
 
 
 def cases() -> Iterator[tuple[str, str]]:

@@ -61,6 +61,27 @@ class Doctor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryCredentials:
+    """``[registry.credentials."<host>"]``: how a host gets to know us. Secrets are in files of their own, read anew."""
+
+    username: str = ""
+    password_file: str = ""
+    token_file: str = ""  # an identity token, in the place of name and password
+    helper: str = ""  # docker-credential-<helper>, a program on PATH, asked each time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    """Docs: docs/registries.md."""
+
+    # Directories of hosts.toml files, the first that knows a host counts; read anew at each pull.
+    config_path: str = "/etc/runtimed/certs.d:/etc/containerd/certs.d:/etc/docker/certs.d"
+    docker_config: str = "/root/.docker/config.json"  # for what docker login has stored; "": none
+    connections: int = 4  # for one large layer that comes slowly by one
+    credentials: Mapping[str, RegistryCredentials] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """``[runtimes."<name>"]``: what a runtime's name stands for."""
 
@@ -128,6 +149,7 @@ class Config:
     gc: Gc = Gc()
     doctor: Doctor = Doctor()
     cri: Cri = Cri()
+    registry: Registry = Registry()
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
     snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py
     proxy_plugins: Mapping[str, ProxyPlugin] = field(default_factory=dict)
@@ -174,11 +196,11 @@ def _read(path: Path, importers: tuple[Path, ...]) -> dict[str, Any]:
         raise InvalidArgument(f"{path}: `version` {found}; this runtimed reads `version = {VERSION}`")
     imports = table.pop("imports", [])
     if not isinstance(imports, list) or not all(isinstance(pattern, str) for pattern in imports):
-        raise InvalidArgument(f"{path}:{_line_of(text, ('imports',))}: imports: must be a list of file names")
+        raise InvalidArgument(f"{path}:{line_of(text, ('imports',))}: imports: must be a list of file names")
     try:
         _build(Config, table, ())
     except _BadKey as exc:
-        raise InvalidArgument(f"{path}:{_line_of(text, exc.key)}: {exc}") from None
+        raise InvalidArgument(f"{path}:{line_of(text, exc.key)}: {exc}") from None
     for pattern in imports:
         for imported in _matching(path.parent, pattern):
             _merge(table, _read(imported, (*importers, path)))
@@ -207,7 +229,7 @@ class _BadKey(InvalidArgument):
     """An unknown key or a wrong value; `key` is where it stands."""
 
     def __init__(self, key: tuple[str, ...], problem: str) -> None:
-        super().__init__(f"{_dotted(key)}: {problem}")
+        super().__init__(f"{dotted(key)}: {problem}")
         self.key = key
 
 
@@ -270,10 +292,11 @@ def _checked(config: Config) -> Config:
         raise InvalidArgument("socket.uid, socket.gid: must not be negative")
     if not config.address.startswith("/"):
         raise InvalidArgument(f"address: {config.address!r} must be the absolute path of a unix socket")
+    _check_registry(config.registry)
     for name, runtime in config.runtimes.items():
-        _check_runtime(f"runtimes.{_dotted((name,))}", runtime)
+        _check_runtime(f"runtimes.{dotted((name,))}", runtime)
     for name, plugin in config.proxy_plugins.items():
-        _check_proxy(f"proxy_plugins.{_dotted((name,))}", plugin)
+        _check_proxy(f"proxy_plugins.{dotted((name,))}", plugin)
     _check_cri(config)
     return config
 
@@ -293,13 +316,36 @@ def _check_cri(config: Config) -> None:
         )
     for name, handler in cri.runtimes.items():
         if handler.runtime not in config.runtimes:
-            raise InvalidArgument(f"cri.runtimes.{_dotted((name,))}.runtime: {handler.runtime!r} is not among runtimes")
+            raise InvalidArgument(f"cri.runtimes.{dotted((name,))}.runtime: {handler.runtime!r} is not among runtimes")
     if any(not path.startswith("/") for path in cri.cni.bin_dirs):
         raise InvalidArgument("cri.cni.bin_dirs: must be absolute paths")
     if cri.max_log_line < 256 or cri.max_log_line > 1 << 20:
         raise InvalidArgument(f"cri.max_log_line: {cri.max_log_line} is not between 256 and 1048576 bytes")
     if cri.cni.plugin_limit_s < 1:
         raise InvalidArgument("cri.cni.plugin_limit_s: must be at least 1")
+
+
+def _check_registry(registry: Registry) -> None:
+    if not 1 <= registry.connections <= 16:
+        raise InvalidArgument(f"registry.connections: {registry.connections} is not between 1 and 16")
+    for directory in filter(None, registry.config_path.split(":")):
+        if not directory.startswith("/"):
+            raise InvalidArgument(f"registry.config_path: {directory!r} must be an absolute path")
+    paths = [("registry.docker_config", registry.docker_config)]
+    for host, given in registry.credentials.items():
+        key = dotted(("registry", "credentials", host))
+        if "/" in host or not host:
+            raise InvalidArgument(f"{key}: {host!r} is not a host, with or without a port")
+        if sum(map(bool, (given.username or given.password_file, given.token_file, given.helper))) != 1:
+            raise InvalidArgument(f"{key}: give username and password_file, or token_file, or helper")
+        if bool(given.username) != bool(given.password_file):
+            raise InvalidArgument(f"{key}: username and password_file go together")
+        if given.helper and not re.fullmatch(r"[A-Za-z0-9._-]+", given.helper):
+            raise InvalidArgument(f"{key}.helper: {given.helper!r} must be what follows docker-credential-")
+        paths += [(f"{key}.password_file", given.password_file), (f"{key}.token_file", given.token_file)]
+    for key, path in paths:
+        if path and not path.startswith("/"):
+            raise InvalidArgument(f"{key}: {path!r} must be an absolute path")
 
 
 def _check_runtime(key: str, runtime: Runtime) -> None:
@@ -322,8 +368,8 @@ _ASSIGNMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=")
 _HEADER = re.compile(rf"\s*\[\[?\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
 
 
-def _line_of(text: str, key: tuple[str, ...]) -> int:
-    """Return the number of the line that sets *key* (or its table, or the table around it)."""
+def line_of(text: str, key: tuple[str, ...]) -> int:
+    """Return the number of the line of TOML *text* that sets *key* (or its table, or the table around it)."""
     table: tuple[str, ...] = ()
     found, depth = 1, 0
     for number, line in enumerate(text.splitlines(), 1):
@@ -351,7 +397,8 @@ def _split(dotted: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _dotted(key: tuple[str, ...]) -> str:
+def dotted(key: tuple[str, ...]) -> str:
+    """Return *key* as TOML writes it."""
     return ".".join(name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name) for name in key)
 
 
@@ -370,9 +417,9 @@ def _as_table(value: Any) -> Any:
 
 def _dump_table(table: Mapping[str, Any], key: tuple[str, ...]) -> str:
     plain = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
-    lines = [f"{_dotted((name,))} = {_dump_value(value, name)}\n" for name, value in plain.items()]
+    lines = [f"{dotted((name,))} = {_dump_value(value, name)}\n" for name, value in plain.items()]
     if key and (plain or not table):
-        lines.insert(0, f"\n[{_dotted(key)}]\n")
+        lines.insert(0, f"\n[{dotted(key)}]\n")
     below = [(name, value) for name, value in table.items() if isinstance(value, Mapping)]
     return "".join(lines) + "".join(_dump_table(value, (*key, name)) for name, value in below)
 
@@ -385,5 +432,5 @@ def _dump_value(value: Any, name: str = "") -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_dump_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_dotted((key,))} = {_dump_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{dotted((key,))} = {_dump_value(item)}" for key, item in value.items()) + "}"
     return str(value) if isinstance(value, float) else _quoted(str(value))

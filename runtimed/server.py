@@ -32,6 +32,7 @@ from runtimed.api import (
     leases_pb2,
     mounts_pb2,
     namespaces_pb2,
+    registry_pb2,
     sandbox_pb2,
     snapshots_pb2,
     streaming_pb2,
@@ -52,6 +53,7 @@ from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.mounting.manager import MountManager
+from runtimed.registry.registries import Registries
 from runtimed.rpc import ttrpc
 from runtimed.rpc.grpc_server import Server
 from runtimed.services import events as events_service
@@ -68,6 +70,7 @@ from runtimed.services.leases import LeasesService
 from runtimed.services.mounts import MountsService
 from runtimed.services.namespaces import NamespacesService
 from runtimed.services.registration import register
+from runtimed.services.registry import RegistryService
 from runtimed.services.sandboxes import SandboxStoreService
 from runtimed.services.snapshots import SnapshotsService
 from runtimed.services.streaming import StreamingService, Streams
@@ -108,6 +111,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         )
         held.push_async_callback(blocking, loader.close, loaded)
         snapshotters = await _snapshotters(database, loaded)
+        registries = Registries(config.registry)
         pool = Pool(config.workers.count, mountpoint=config.state / "workers")
         await pool.start()
         held.push_async_callback(pool.close)
@@ -131,7 +135,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         held.push_async_callback(mounts.close)
         collector = Collector(database, content, snapshotters, events, config.gc, mounts.discard)
         streams = Streams()
-        transfer = TransferService(content, database, snapshotters, pool, streams, events)
+        transfer = TransferService(content, database, snapshotters, pool, streams, events, registries)
         cri = await kubernetes(
             config, database, content, snapshotters, transfer.puller, pool, tasks, events, collector.collect, held
         )
@@ -158,6 +162,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(tasks_pb2, "Tasks"), TasksService(tasks, mounts)),
             (_service(mounts_pb2, "Mounts"), MountsService(mounts)),
             (_service(sandbox_pb2, "Store"), SandboxStoreService(database)),
+            (_service(registry_pb2, "Registry"), RegistryService(registries)),
             (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
             (_service(streaming_pb2, "Streaming"), StreamingService(streams)),

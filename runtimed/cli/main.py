@@ -18,6 +18,7 @@ _COMMANDS = {
     "pull": "pull",
     "push": "push",
     "tag": "push",
+    "registry": "registry",
     "run": "run",
     "start": "start",
     "ps": "containers",

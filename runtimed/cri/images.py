@@ -28,8 +28,9 @@ from runtimed.oci import reference as references
 from runtimed.oci.descriptor import Descriptor
 from runtimed.oci.manifest import ImageConfig
 from runtimed.oci.reference import Reference
+from runtimed.registry import hosts
 from runtimed.registry.auth import AskCredentials, Credentials
-from runtimed.registry.client import RegistryClient
+from runtimed.registry.registries import Registries
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
@@ -91,6 +92,7 @@ class Images:
         pool: Pool,
         events: EventBus,
         collect: Callable[[], Awaitable[None]],
+        registries: Registries,
     ) -> None:
         self._db = db
         self._content = content
@@ -98,6 +100,7 @@ class Images:
         self._pool = pool
         self._events = events
         self._collect = collect
+        self._registries = registries
         self._known: dict[str, Contents] = {}  # by digest of the target
         self._pulls = Joint()
 
@@ -168,13 +171,15 @@ class Images:
             platforms=(platforms.host(),),
             unpacks=(Unpack(snapshotter=snapshotter, platform=platforms.host()),),
         )
-        for one in await self._puller.pull(NAMESPACE, self._source(reference, auth), request, lambda _: None):
+        source = await self._source(reference, auth)
+        for one in await self._puller.pull(NAMESPACE, source, request, lambda _: None):
             self._publish(one)
 
-    def _source(self, reference: Reference, auth: Auth) -> Source:
+    async def _source(self, reference: Reference, auth: Auth) -> Source:
         if reference.host == embedded.HOST:
             return LayoutSource(embedded.layout(), reference)
-        return RegistrySource(RegistryClient(reference, credentials=_asked(reference.host, auth)), self._pool)
+        client = await self._registries.client(reference, credentials_of_caller=_asked(reference.host, auth))
+        return RegistrySource(client, self._pool)
 
     def _publish(self, one: Pulled) -> None:
         image = one.image
@@ -284,8 +289,10 @@ def _asked(host: str, auth: Auth) -> AskCredentials | None:
     if credentials is None:
         return None
 
-    async def ask(_host: str, _challenges: tuple[str, ...]) -> Credentials | None:
-        return credentials
+    own = {host, hosts.endpoint(host).authority}
+
+    async def ask(asking: str, _challenges: tuple[str, ...]) -> Credentials | None:
+        return credentials if asking in own else None  # mirrors are not who they were given for
 
     return ask
 

@@ -20,6 +20,7 @@ from runtimed.linux import oom_score
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
+from runtimed.registry.registries import Registries
 from runtimed.tasks.manager import TaskManager
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
@@ -48,7 +49,7 @@ async def kubernetes(
 ) -> Services:
     """Return the services, ready to be called; what they hold ends with *held*."""
     handlers = Handlers(config)
-    images = Images(db, content, puller, pool, events, collect)
+    images = Images(db, content, puller, pool, events, collect, Registries(config.registry))
     filesystems = Filesystems(config.root / "snapshotters", snapshotters, handlers.snapshotters)
     core = Core(
         settings=config.cri,

@@ -120,7 +120,7 @@ class Authorizer:
 
     @property
     def _host(self) -> str:
-        return self._registry.authority
+        return hosts.authority(self._registry)
 
     def _basic(self, credentials: Credentials | None) -> str:
         if credentials is None or not credentials.username:

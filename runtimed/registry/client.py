@@ -113,7 +113,7 @@ class RegistryClient:
                 raise error
             now = await progress() if progress else 0
             failures, reached = 1 if now > reached else failures + 1, now
-            waits = [last.retry_after_s for host in left if isinstance(last := tried[host], Unavailable)]
+            waits = [one.retry_after_s for one in map(tried.__getitem__, left) if isinstance(one, Unavailable)]
             waited = Unavailable(str(error))
             waited.retry_after_s = None if None in waits else min((wait for wait in waits if wait), default=None)
             try:

@@ -43,7 +43,9 @@ class Connections:
         if proxy is not None:
             options["proxy"] = URL(str(proxy))
             if proxy.authorization:
-                options["proxy_headers"] = {"Proxy-Authorization": proxy.authorization}
+                # Of CONNECT; without that, for plain http, of the request itself.
+                where = "proxy_headers" if url.scheme == "https" else "headers"
+                options[where] = {**options.get(where, {}), "Proxy-Authorization": proxy.authorization}
         return await session.request(method, url, allow_redirects=False, **options)
 
     async def _session(self, kind: "_Kind") -> aiohttp.ClientSession:

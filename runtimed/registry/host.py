@@ -67,7 +67,7 @@ class HostClient:
     @property
     def subject(self) -> str:
         """What errors are about: the image, and the host where its name does not say which."""
-        authority = self._base.authority
+        authority = self.endpoint.authority
         return f"image {self._reference}" + (f" at {authority}" if authority != self._reference.host else "")
 
     def url(self, kind: str, name: str) -> URL:
@@ -211,7 +211,7 @@ class HostClient:
                     return self._target(url, response)
                 if response.status >= 400:
                     raise await self._error(response)
-                return Answer(response.headers, await self._body(response, limit), url.authority)
+                return Answer(response.headers, await self._body(response, limit), hosts.authority(url))
         raise AssertionError("unreachable")
 
     async def _request(self, method: str, url: URL, is_registry: bool, **options: Any) -> aiohttp.ClientResponse:
@@ -238,6 +238,8 @@ class HostClient:
         return bytes(body)
 
     async def _error(self, response: aiohttp.ClientResponse) -> RuntimedError:
+        if response.status == 407:
+            return Unavailable(f"{self.subject}: the proxy answers 407: it wants credentials; put them into its URL")
         said = first_error(await response.content.read(_MAX_ERROR_BODY))
         if response.status == 401 and self._authorizer.header.startswith("Basic "):
             return Unauthenticated(f"{self.subject}: refused the credentials; check user name and password")

@@ -45,7 +45,12 @@ class Endpoint:
     @property
     def authority(self) -> str:
         """Host, with the port if it is not the scheme's own."""
-        return self.base.authority
+        return authority(self.base)
+
+
+def authority(url: URL) -> str:
+    """Return the host of *url* as references have it: with the port if that is not the scheme's own."""
+    return url.host_port_subcomponent or ""
 
 
 def endpoint(host: str, default_scheme: str = "") -> Endpoint:
@@ -67,7 +72,7 @@ def endpoint(host: str, default_scheme: str = "") -> Endpoint:
 
 def is_mirror(base: URL, host: str) -> bool:
     """Say whether *base* is another registry than that of the references that begin with *host*."""
-    return base.authority != URL(f"{base.scheme}://{host}").authority and not (
+    return authority(base) != authority(URL(f"{base.scheme}://{host}")) and not (
         host == DEFAULT_HOST and base.host == DOCKER_HUB
     )
 

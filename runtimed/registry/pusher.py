@@ -9,6 +9,7 @@ from yarl import URL
 
 from runtimed.errors import DataLoss, NotFound, PermissionDenied, Unavailable
 from runtimed.oci.descriptor import Descriptor
+from runtimed.registry import referrers
 from runtimed.registry.client import RegistryClient, Sent
 
 _CHUNK = 16 << 20  # bytes of a blob in one request, where a registry does not take all of it at once
@@ -79,6 +80,8 @@ async def push_manifest(client: RegistryClient, descriptor: Descriptor, data: by
     if sent.headers.get("Docker-Content-Digest", descriptor.digest) != descriptor.digest:
         said = sent.headers["Docker-Content-Digest"][:160]
         raise DataLoss(f"{client.reference}: the registry says that it stored {said!r} instead of {descriptor.digest}")
+    if referrers.subject_of(data) and "OCI-Subject" not in sent.headers:
+        await referrers.record(client, descriptor, data)
     return Outcome.UPLOADED
 
 

@@ -4,10 +4,8 @@ From a registry into the image store (pull), from the store to a registry (push)
 archive into the store (import), from the store into an archive (export), and from a stream to a stream (echo).
 """
 
-import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
@@ -37,12 +35,12 @@ from runtimed.oci.reference import Reference
 from runtimed.registry import pusher
 from runtimed.registry.auth import AskCredentials
 from runtimed.registry.client import RegistryClient
+from runtimed.registry.registries import Registries
 from runtimed.services.bytestreams import ByteReader, ByteWriter, echo, opened
 from runtimed.services.context import Context, Publisher, lease_of, namespace_of
 from runtimed.services.credentials import asking
 from runtimed.services.progress import progress_to
 from runtimed.services.streaming import Streams, unpack
-from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
 _REGISTRY = types.OCIRegistry.DESCRIPTOR.full_name
@@ -65,8 +63,10 @@ class TransferService(TransferServicer):
         pool: Pool,
         streams: Streams,
         events: Publisher,
+        registries: Registries | None = None,
     ) -> None:
         self._db = db
+        self._registries = registries or Registries()
         self._pool = pool
         self._streams = streams
         self._events = events
@@ -185,16 +185,15 @@ class TransferService(TransferServicer):
         self, namespace: str, registry: types.OCIRegistry, reference: Reference, push_scopes: Sequence[str] = ()
     ) -> RegistryClient:
         resolver = registry.resolver
-        if resolver.host_dir:
-            await blocking(_refuse_host_config, Path(resolver.host_dir), reference.host)
         ask: AskCredentials | None = None
         if resolver.auth_stream:
             ask = asking(await self._streams.get(namespace, resolver.auth_stream), str(reference))
-        return RegistryClient(
+        return await self._registries.client(
             reference,
+            hosts_directory=resolver.host_dir,
             default_scheme=resolver.default_scheme,
             headers=dict(resolver.headers),
-            credentials=ask,
+            credentials_of_caller=ask,
             push_scopes=push_scopes,
         )
 
@@ -236,13 +235,6 @@ class TransferService(TransferServicer):
         else:
             changed = images_pb2.ImageUpdate(name=image.name, labels=image.labels)
             self._events.publish(namespace, "/images/update", changed)
-
-
-def _refuse_host_config(directory: Path, host: str) -> None:
-    """Refuse a hosts.toml that would be meant for *host*: to pull past a mirror or its certificates would be wrong."""
-    for name in (host, host.replace(":", "_", 1) + "_", "_default"):
-        if os.access(directory / name / "hosts.toml", os.F_OK):
-            raise Unimplemented(f"{directory / name / 'hosts.toml'}: registry host configuration is not supported")
 
 
 def _platform(platform: types_pb2.Platform) -> Platform:

@@ -52,11 +52,19 @@ class Fault:
 class FakeRegistry:
     """Serves what :meth:`add` gave it. A context manager; *host* is what references begin with."""
 
-    def __init__(self, auth: str = "", users: Mapping[str, str] | None = None, certificate: Path | None = None) -> None:
+    def __init__(
+        self,
+        auth: str = "",
+        users: Mapping[str, str] | None = None,
+        certificate: Path | None = None,
+        client_authority: Path | None = None,
+    ) -> None:
         """Want no authorization, or ``basic``, or ``bearer`` (anonymous tokens, unless there are *users*).
 
-        With *certificate*, a PEM file of certificate and key, it speaks TLS.
+        With *certificate*, a PEM file of certificate and key, it speaks TLS; with *client_authority* only to who has a
+        certificate of that.
         """
+        self._client_authority = client_authority
         self.auth = auth
         self.certificate = certificate
         self.users = dict(users or {})
@@ -76,6 +84,9 @@ class FakeRegistry:
         if self.certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.certificate)
+            if self._client_authority:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(self._client_authority)
             self._server.socket = context.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -256,9 +267,9 @@ def _error(code: str, message: str) -> bytes:
     return json.dumps({"errors": [{"code": code, "message": message}]}).encode()
 
 
-def make_certificate(directory: Path) -> Path:
+def make_certificate(directory: Path, name: str = "certificate") -> Path:
     """Return a PEM file with a key and a certificate for 127.0.0.1 that it has signed itself."""
-    key, path = directory / "key.pem", directory / "certificate.pem"
+    key, path = directory / f"{name}.key", directory / f"{name}.pem"
     subprocess.run(
         [*("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
          *("-keyout", key, "-out", path, "-days", "1", "-subj", "/CN=test"),

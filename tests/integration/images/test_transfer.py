@@ -140,12 +140,19 @@ async def test_a_request_that_cannot_be_done_says_why(transfer, source, destinat
     assert why in (caught.value.details() or "")
 
 
-async def test_host_configuration_that_would_be_ignored_is_refused(tmp_path, transfer):
-    (tmp_path / "hosts/_default").mkdir(parents=True)
-    (tmp_path / "hosts/_default/hosts.toml").touch()
+async def test_host_configuration_of_a_client_is_followed_and_its_mistakes_are_told(store, layout, transfer, tmp_path):
+    layout.image("1", [layout.layer({"a": b"1"})])
+    config = tmp_path / "hosts/team.example/hosts.toml"
+    config.parent.mkdir(parents=True)
     resolver = types.RegistryResolver(host_dir=str(tmp_path / "hosts"))
-    with pytest.raises(grpc.aio.AioRpcError, match="registry host configuration is not supported"):
-        await transfer(types.OCIRegistry(reference="127.0.0.1:1/x", resolver=resolver), types.ImageStore(name="x"))
+    origin = types.OCIRegistry(reference="team.example/app:1", resolver=resolver)
+    config.write_text('[host."https://mirror.example"]\ncapabilties = ["pull"]\n')
+    with pytest.raises(grpc.aio.AioRpcError, match=r"team.example/hosts.toml:2: host.*capabilties: unknown key"):
+        await transfer(origin, types.ImageStore(name="x"))
+    with serving(layout.root, "app") as mirror:
+        config.write_text(f'[host."http://{mirror.host}"]\n')
+        await transfer(origin, types.ImageStore(name="x"))
+        assert all(seen.path.endswith("?ns=team.example") for seen in mirror.requests())
 
 
 async def test_a_client_that_cancels_leaves_nothing(store, layout, transfer):

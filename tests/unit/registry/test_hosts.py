@@ -25,6 +25,11 @@ def test_plain_http_is_for_loopback_and_on_demand(host, scheme, base):
     assert str(hosts.endpoint(host, scheme).base / "x") == base
 
 
+@pytest.mark.parametrize("host", ["quay.io", "quay.io:5000", "localhost:443", "[::1]:5000"])
+def test_who_asks_for_credentials_is_called_as_in_references(host):
+    assert hosts.endpoint(host).authority == host.removesuffix(":443")
+
+
 def test_other_schemes_are_refused():
     with pytest.raises(InvalidArgument, match="must be http or https"):
         hosts.endpoint("localhost", "file")

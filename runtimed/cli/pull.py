@@ -1,20 +1,25 @@
 """``rctl pull``."""
 
 import getpass
+import json
 import time
+from typing import Any
 
 import click
 
 from runtimed.api import images_pb2 as images
+from runtimed.api import transfer_types_pb2 as types
 from runtimed.cli import progress, transfer
 from runtimed.cli.client import Client, DaemonLost, Settings, run
 from runtimed.cli.container_create import defaults
 from runtimed.cli.documents import find_image
-from runtimed.cli.output import print_json, print_lines
+from runtimed.cli.output import print_json, print_lines, print_table, size
 from runtimed.errors import Unauthenticated, Unavailable
 from runtimed.oci import platform as platforms
 from runtimed.oci import reference as references
 from runtimed.oci.descriptor import Platform
+
+_TIMINGS = "runtimed.timings"  # images/timings.py, which is not for clients to import
 
 
 @click.command("pull")
@@ -22,6 +27,7 @@ from runtimed.oci.descriptor import Platform
 @click.option("-u", "--user", metavar="USER[:SECRET]", help="Credentials for the registry; asks for a missing secret.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS. Loopback needs no such asking.")
 @click.option("--snapshotter", help="Where to unpack it.")
+@click.option("--stats", is_flag=True, help="Say where the time went.")
 @click.argument("reference", metavar="REF")
 @click.pass_obj
 def pull_command(
@@ -30,6 +36,7 @@ def pull_command(
     user: str | None,
     plain_http: bool,
     snapshotter: str | None,
+    stats: bool,
     reference: str,
 ) -> int:
     """Pull an image from a registry and unpack it.
@@ -42,6 +49,7 @@ def pull_command(
 
     async def work(client: Client) -> int:
         started = time.monotonic()
+        timings: list[str] = []
         image = await pull_image(
             client,
             settings,
@@ -50,6 +58,7 @@ def pull_command(
             snapshotter=snapshotter or (await defaults(client))[0],
             plain_http=plain_http,
             credentials=credentials,
+            timings=timings,
         )
         if settings.json:
             print_json(
@@ -59,10 +68,13 @@ def pull_command(
                     "media_type": image.target.media_type,
                     "platform": platforms.format(wanted),
                     "seconds": round(time.monotonic() - started, 3),
+                    **({"timings": json.loads(timings[-1])} if stats and timings else {}),
                 }
             )
         else:
             print_lines([image.name])
+            if stats and timings:
+                _print_timings(json.loads(timings[-1]))
         return 0
 
     return run(settings, work)
@@ -77,9 +89,19 @@ async def pull_image(
     snapshotter: str,
     plain_http: bool = False,
     credentials: transfer.Credentials | None = None,
+    timings: list[str] | None = None,
 ) -> images.Image:
-    """Pull the image that *text* refers to, show how it goes on, return its record."""
+    """Pull the image that *text* refers to, show how it goes on, return its record.
+
+    What the daemon says of the time it took is added to *timings*, as JSON.
+    """
     reference = references.parse(text)
+
+    def hear(step: types.Progress) -> None:
+        if timings is not None and (said := step.desc.annotations.get(_TIMINGS)):
+            timings.append(said)
+        report(step)
+
     try:
         with progress.shown(quiet=settings.json) as report:
             await transfer.pull(
@@ -89,7 +111,7 @@ async def pull_image(
                 snapshotter=snapshotter,
                 plain_http=plain_http,
                 credentials=credentials,
-                report=report,
+                report=hear,
             )
     except Unauthenticated as exc:
         exc.add_note(f"give credentials for {reference.host}: rctl pull --user NAME {text}")
@@ -99,6 +121,26 @@ async def pull_image(
             exc.add_note(f"is {reference.host!r} right, and can it be reached from here?")
         raise
     return await find_image(client, str(reference))
+
+
+def _print_timings(timings: Any) -> None:
+    rows = [
+        (
+            layer["digest"].partition(":")[2][:12],
+            size(layer["size"]),
+            f"{layer['begun_s']:.3f} s",
+            "was here" if layer["was_here"] else f"{layer['download_s']:.3f} s",
+            f"{size(int(layer['size'] / layer['download_s']))}/s" if layer["download_s"] else "",
+            f"{layer['unpack_s']:.3f} s" if layer["unpack_s"] else "was here",
+        )
+        for layer in timings["layers"]
+    ]
+    print_table(("LAYER", "SIZE", "BEGUN AT", "DOWNLOAD", "RATE", "UNPACK"), rows)
+    print(
+        f"resolve {timings['resolve_s']:.3f} s, manifests {timings['manifests_s']:.3f} s,"
+        f" layers {timings['layers_s']:.3f} s; {timings['total_s']:.3f} s in all,"
+        f" {size(timings['downloaded'])} of layers downloaded"
+    )
 
 
 def ask_credentials(user: str) -> transfer.Credentials:

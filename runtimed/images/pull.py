@@ -5,10 +5,13 @@ have arrived, and the bytes of those that have not quite, stay for a day, for th
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+
+import msgspec
 
 from runtimed import labels
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
@@ -16,6 +19,7 @@ from runtimed.images import holding
 from runtimed.images.blobs import Blobs
 from runtimed.images.progress import Progress, Report, ref_of
 from runtimed.images.sources import Source
+from runtimed.images.timings import ANNOTATION, Clock, Timings
 from runtimed.images.unpack import Unpacker
 from runtimed.metadata import images, leases, namespaces
 from runtimed.metadata.content import Content
@@ -28,6 +32,8 @@ from runtimed.oci.descriptor import Descriptor, Platform
 from runtimed.snapshots.snapshotter import Kind
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
+
+log = logging.getLogger(__name__)
 
 LAYERS_AT_ONCE = 3  # downloads of one pull
 _DOCUMENTS_AT_ONCE = 8
@@ -85,6 +91,8 @@ class Puller:
             ResourceExhausted: no space left.
         """
         self.check(request)
+        clock = Clock(report)
+        report = clock.report
         async with lease_of(self._db, namespace, request.lease, fetches=True) as lease, source:
             report(Progress(event=f"Resolving from OCI Registry ({source.reference})"))
             root = await source.resolve()
@@ -101,7 +109,10 @@ class Puller:
             ]
         for one in pulled:
             report(Progress(event="saved", name=one.image.name, descriptor=one.image.target))
-        report(Progress(event=f"Completed pull from OCI Registry ({source.reference})"))
+        timings = clock.timings()
+        log.info("image pulled", extra={"image": str(source.reference), "digest": root.digest, **_logged(timings)})
+        told = msgspec.structs.replace(root, annotations={ANNOTATION: msgspec.json.encode(timings).decode()})
+        report(Progress(event=f"Completed pull from OCI Registry ({source.reference})", descriptor=told))
         return pulled
 
     def check(self, request: Request) -> None:
@@ -118,6 +129,16 @@ class Puller:
         return Visitor(
             self._content, self._unpacker, self._snapshotters, namespace, subject, request, fetch, lease, report
         )
+
+
+def _logged(timings: Timings) -> dict[str, object]:
+    """Return *timings* for a log message: the layers as their number, and the seconds of all of them."""
+    facts = {name: value for name, value in msgspec.structs.asdict(timings).items() if name != "layers"}
+    return facts | {
+        "layers": len(timings.layers),
+        "download_s": round(sum(layer.download_s for layer in timings.layers), 4),
+        "unpack_s": round(sum(layer.unpack_s for layer in timings.layers), 4),
+    }
 
 
 @asynccontextmanager
@@ -258,7 +279,9 @@ class Visitor:
         if not with_layers:
             return
         async with _together() as group:
-            arrivals = {layer.digest: group.create_task(self._layer(layer, below)) for layer in layers}
+            # The largest first: what comes last should not be what takes longest.
+            by_size = sorted(layers, key=lambda layer: -layer.size)
+            arrivals = {layer.digest: group.create_task(self._layer(layer, below)) for layer in by_size}
             for unpack in unpacks:
                 group.create_task(self._unpack(unpack, config, layers, diff_ids, arrivals))
 

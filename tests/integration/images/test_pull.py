@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import json
+import os
 import random
 import shutil
 
@@ -359,6 +360,32 @@ async def test_pulls_at_once_fetch_and_unpack_each_layer_once(store, layout):
     assert sum(result.is_new for result in results) == 2
     assert len(store.snapshots.list("ns")) == len(chain)
     assert store.left_over() == store.left_over("other") == []
+
+
+async def test_the_largest_layers_are_asked_for_first(store, layout):
+    layers = [layout.layer({"f": os.urandom(1000 * n)}) for n in (1, 5, 2, 4, 3)]
+    layout.image("1", layers)
+    with serving(layout.root, "app") as registry:
+        gates = {n: registry.hold(layer.digest) for n, layer in zip((1, 5, 2, 4, 3), layers, strict=True)}
+        pulling = asyncio.create_task(store.pull(f"{registry.host}/app:1"))
+        for n in (5, 4, 3):
+            await asyncio.to_thread(gates[n].reached.wait)
+        assert not gates[1].reached.is_set()
+        assert not gates[2].reached.is_set()
+        for gate in gates.values():
+            gate.let_go()
+        await pulling
+
+
+async def test_a_pull_says_where_its_time_went(store, layout):
+    layer = layout.layer({"a": b"1"})
+    layout.image("1", [layer])
+    with serving(layout.root, "app") as registry:
+        await store.pull(f"{registry.host}/app:1")
+    timings = json.loads(store.said[-1].descriptor.annotations["runtimed.timings"])
+    assert timings["total_s"] > 0
+    [one] = timings["layers"]
+    assert (one["digest"], one["size"], one["was_here"]) == (layer.digest, timings["downloaded"], False)
 
 
 async def test_one_cancelled_pull_does_not_stop_the_other(store, layout):

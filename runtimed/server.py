@@ -48,6 +48,7 @@ from runtimed.doctor.doctor import Doctor
 from runtimed.errors import DataLoss, DeadlineExceeded, Internal, ResourceExhausted, RuntimedError, Unavailable
 from runtimed.events import EventBus
 from runtimed.images import pull
+from runtimed.images.repair import Repairer
 from runtimed.metadata import facts
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
@@ -128,6 +129,9 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         )
         held.push_async_callback(tasks.close)
         await tasks.load()
+        repairer = Repairer(content, database, pool)
+        await repairer.begin(await blocking(_boot_id))
+        held.push_async_callback(repairer.end)
         await pull.recover(database, content, snapshotters)
 
         mounts = MountManager(database, config.root / "mounts", [config.root / "snapshotters"])
@@ -135,7 +139,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         held.push_async_callback(mounts.close)
         collector = Collector(database, content, snapshotters, events, config.gc, mounts.discard)
         streams = Streams()
-        transfer = TransferService(content, database, snapshotters, pool, streams, events, registries)
+        transfer = TransferService(content, database, snapshotters, pool, streams, events, registries, repairer)
         cri = await kubernetes(
             config, database, content, snapshotters, transfer.puller, pool, tasks, events, collector.collect, held
         )
@@ -157,13 +161,13 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(content_pb2, "Content"), ContentService(content, events)),
             (_service(images_pb2, "Images"), ImagesService(database, events, collector.collect)),
             (_service(leases_pb2, "Leases"), LeasesService(database, collector.collect)),
-            (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events)),
+            (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events, repairer)),
             (_service(diff_pb2, "Diff"), DiffService(content, pool, snapshotters, events)),
             (_service(tasks_pb2, "Tasks"), TasksService(tasks, mounts)),
             (_service(mounts_pb2, "Mounts"), MountsService(mounts)),
             (_service(sandbox_pb2, "Store"), SandboxStoreService(database)),
             (_service(registry_pb2, "Registry"), RegistryService(registries)),
-            (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool)),
+            (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool, repairer)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
             (_service(streaming_pb2, "Streaming"), StreamingService(streams)),
             (_service(transfer_pb2, "Transfer"), transfer),
@@ -352,6 +356,10 @@ def _bound(address: str, config: Config) -> socket.socket:
 def _unlink(address: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(address)  # noqa: PTH108  a socket's name, on tmpfs
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _service(module: Any, name: str) -> ServiceDescriptor:

@@ -37,7 +37,7 @@ from runtimed.snapshots.directories import Directories
 from runtimed.snapshots.layers import Layers, check_supported, is_empty, look_like
 from runtimed.snapshots.records import Records, Snapshot
 from runtimed.snapshots.snapshotter import Info, Kind, Mounts, NotSupported, Usage
-from runtimed.snapshots.trees import disk_usage, opened
+from runtimed.snapshots.trees import BLOCK, disk_usage, opened
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,34 @@ class OverlaySnapshotter:
                     self._layers.roll_back(id, upper)
                     raise
         self._dirs.discard(self._work(id))
+
+    def check(self, name: str) -> None:
+        id = self._records.get(name).id
+        layer, upper = self._layers.committed(id), self._upper(id)
+        with os_errors(f"snapshot {name!r}"):
+            found = disk_usage(upper) if upper.is_dir() else None
+            if layer.exists():
+                there = found or Usage(0, 0)
+                found = Usage(there.size + layer.stat().st_blocks * BLOCK, there.inodes + 1)
+            self._records.check_usage(name, found)
+
+    def replace(self, name: str, key: str) -> None:
+        old, new = self._records.replaceable(name, key)
+        upper = self._upper(new.id)
+        with os_errors(f"snapshot {name!r}"):
+            is_layer = self._layers.is_all_of(new.id, upper)
+            with opened(self._root) as fd:
+                syncfs(fd)
+            usage = self._layers.usage(new.id) if is_layer else self._usage(new.id)
+            with self._records.locked():
+                self._layers.hide(new.id)
+                self._layers.hide(old.id)
+                self._layers.commit(new.id, upper, is_all=is_layer)
+                self._dirs.replace(old.id, new.id)
+                with self._records.writing():
+                    self._records.replace(name, key, usage)
+        self._dirs.discard(self._work(old.id))
+        self._dirs.discard(self._dirs.path(new.id))
 
     def remove(self, key: str) -> None:
         self._dirs.refuse_mounted(self._records.get(key).id, key)

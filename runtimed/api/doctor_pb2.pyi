@@ -9,6 +9,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RepairLayersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RepairLayersResponse(_message.Message):
+    __slots__ = ("layers",)
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedCompositeFieldContainer[RepairedLayer]
+    def __init__(self, layers: _Optional[_Iterable[_Union[RepairedLayer, _Mapping]]] = ...) -> None: ...
+
+class RepairedLayer(_message.Message):
+    __slots__ = ("snapshotter", "name", "found", "error")
+    SNAPSHOTTER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    snapshotter: str
+    name: str
+    found: str
+    error: str
+    def __init__(self, snapshotter: _Optional[str] = ..., name: _Optional[str] = ..., found: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+
 class CheckLayersRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -44,6 +44,11 @@ class DoctorStub:
                 request_serializer=runtimed_dot_api_dot_doctor__pb2.CheckLayersRequest.SerializeToString,
                 response_deserializer=runtimed_dot_api_dot_doctor__pb2.CheckLayersResponse.FromString,
                 _registered_method=True)
+        self.RepairLayers = channel.unary_unary(
+                '/runtimed.v1.Doctor/RepairLayers',
+                request_serializer=runtimed_dot_api_dot_doctor__pb2.RepairLayersRequest.SerializeToString,
+                response_deserializer=runtimed_dot_api_dot_doctor__pb2.RepairLayersResponse.FromString,
+                _registered_method=True)
 
 
 class DoctorServicer:
@@ -63,6 +68,13 @@ class DoctorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RepairLayers(self, request, context):
+        """Checks every committed snapshot of the namespace, and makes anew from its layer's blob what is damaged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DoctorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_DoctorServicer_to_server(servicer, server):
                     servicer.CheckLayers,
                     request_deserializer=runtimed_dot_api_dot_doctor__pb2.CheckLayersRequest.FromString,
                     response_serializer=runtimed_dot_api_dot_doctor__pb2.CheckLayersResponse.SerializeToString,
+            ),
+            'RepairLayers': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepairLayers,
+                    request_deserializer=runtimed_dot_api_dot_doctor__pb2.RepairLayersRequest.FromString,
+                    response_serializer=runtimed_dot_api_dot_doctor__pb2.RepairLayersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Doctor:
             '/runtimed.v1.Doctor/CheckLayers',
             runtimed_dot_api_dot_doctor__pb2.CheckLayersRequest.SerializeToString,
             runtimed_dot_api_dot_doctor__pb2.CheckLayersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepairLayers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtimed.v1.Doctor/RepairLayers',
+            runtimed_dot_api_dot_doctor__pb2.RepairLayersRequest.SerializeToString,
+            runtimed_dot_api_dot_doctor__pb2.RepairLayersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import click
 
 from runtimed.api import content_pb2 as content
+from runtimed.api import doctor_pb2 as doctor
 from runtimed.api import images_pb2 as images
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.cli import output
@@ -38,14 +39,22 @@ class _Found:
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Default: what this machine runs.")
 @click.option("--snapshotter", help="Where it should be unpacked.")
 @click.option("--read", "is_read", is_flag=True, help="Read every byte and compare digests.")
+@click.option("--repair", "is_repaired", is_flag=True, help="Make damaged layers anew, and let a pull get bad blobs.")
 @click.argument("names", metavar="[IMAGE]...", nargs=-1)
 @click.pass_obj
 def check_command(
-    settings: Settings, platform: str | None, snapshotter: str | None, is_read: bool, names: tuple[str, ...]
+    settings: Settings,
+    platform: str | None,
+    snapshotter: str | None,
+    is_read: bool,
+    is_repaired: bool,
+    names: tuple[str, ...],
 ) -> int:
     """Say of images, or of all, whether everything is here that a container needs.
 
-    The exit status is 1 if something is missing or damaged.
+    With --repair, every layer that is unpacked in this namespace is checked, and one that is damaged is made anew from
+    its blob; a blob that is damaged itself (found with --read) is deleted, so that the next pull gets it. The exit
+    status is 1 if something is missing or damaged still.
     """
     wanted = platforms.parse(platform) if platform else platforms.host()
 
@@ -56,7 +65,8 @@ def check_command(
         else:
             answer = await client.call(service(images, "Images").List, images.ListImagesRequest())
             chosen = sorted(answer.images, key=lambda image: image.name)
-        found = [await _check(client, image, wanted, place, is_read=is_read) for image in chosen]
+        found = [await _check(client, image, wanted, place, is_read=is_read, drops=is_repaired) for image in chosen]
+        layers = await _repaired(client) if is_repaired else []
         if settings.json:
             output.print_json([_as_json(one) for one in found])
         else:
@@ -65,12 +75,22 @@ def check_command(
             for one in found:
                 for what in one.wrong:
                     output.note(f"{one.name}: {what}")
-        return 1 if any(one.wrong for one in found) else 0
+        for layer in layers:
+            if layer.found or layer.error:
+                output.note(f"{layer.name}: {layer.error or f'was damaged, and has been made anew: {layer.found}'}")
+        return 1 if any(one.wrong for one in found) or any(layer.error for layer in layers) else 0
 
     return run(settings, work)
 
 
-async def _check(client: Client, image: images.Image, platform: Platform, snapshotter: str, *, is_read: bool) -> _Found:
+async def _repaired(client: Client) -> list[doctor.RepairedLayer]:
+    call = service(doctor, "Doctor").RepairLayers
+    return list((await client.call(call, doctor.RepairLayersRequest(), patient=True)).layers)
+
+
+async def _check(
+    client: Client, image: images.Image, platform: Platform, snapshotter: str, *, is_read: bool, drops: bool
+) -> _Found:
     try:
         parts = await documents(client, image, platform)
     except RuntimedError as exc:
@@ -86,6 +106,9 @@ async def _check(client: Client, image: images.Image, platform: Platform, snapsh
             except NotFound:
                 return f"{blob.digest} is missing; get it with: rctl pull {image.name}"
             except DataLoss as exc:
+                if drops:
+                    request = content.DeleteContentRequest(digest=blob.digest)
+                    await client.call(service(content, "Content").Delete, request)
                 return f"{exc}; get it anew with: rctl pull {image.name}"
             return ""
 

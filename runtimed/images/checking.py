@@ -41,11 +41,7 @@ async def check_layers(snapshotters: Iterable[Snapshots], pool: Pool) -> list[Ch
 async def _check(snapshotter: str, namespace: str, name: str, parent: str, path: Path, pool: Pool) -> Checked | None:
     size, error = 0, ""
     try:
-        layer = await pool.check(path)
-        size = layer.size
-        chain_id = manifest.chain_ids([parent, layer.diff_id] if parent else [layer.diff_id])[-1]
-        if _is_digest(name) and chain_id != name:
-            raise DataLoss(f"it holds the layer {layer.diff_id}, which over {parent or 'nothing'} is {chain_id}")
+        size = await check_file(pool, name, parent, path)
     except NotFound:
         return None
     except RuntimedError as exc:
@@ -53,7 +49,20 @@ async def _check(snapshotter: str, namespace: str, name: str, parent: str, path:
     return Checked(snapshotter=snapshotter, namespace=namespace, name=name, path=path, size=size, error=error)
 
 
-def _is_digest(name: str) -> bool:
+async def check_file(pool: Pool, name: str, parent: str, path: Path) -> int:
+    """Read the layer file of the snapshot *name* over *parent*, and return the size of the layer that it was made of.
+
+    Raises DataLoss for what is wrong with it; NotFound: it is gone; Unavailable.
+    """
+    layer = await pool.check(path)
+    chain_id = manifest.chain_ids([parent, layer.diff_id] if parent else [layer.diff_id])[-1]
+    if is_digest(name) and chain_id != name:
+        raise DataLoss(f"it holds the layer {layer.diff_id}, which over {parent or 'nothing'} is {chain_id}")
+    return layer.size
+
+
+def is_digest(name: str) -> bool:
+    """Say whether *name* is a digest, as a chain ID is."""
     try:
         digests.validate(name)
     except InvalidArgument:

@@ -18,6 +18,7 @@ from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
 from runtimed.images import holding
 from runtimed.images.blobs import Blobs
 from runtimed.images.progress import Progress, Report, ref_of
+from runtimed.images.repair import Repairer
 from runtimed.images.sources import Source
 from runtimed.images.timings import ANNOTATION, Clock, Timings
 from runtimed.images.unpack import Unpacker
@@ -73,12 +74,19 @@ class Pulled:
 class Puller:
     """Pulls images, several at a time; what two of them need is fetched and unpacked once."""
 
-    def __init__(self, content: Content, db: Database, snapshotters: Mapping[str, Snapshots], pool: Pool) -> None:
+    def __init__(
+        self,
+        content: Content,
+        db: Database,
+        snapshotters: Mapping[str, Snapshots],
+        pool: Pool,
+        repairer: Repairer | None = None,
+    ) -> None:
         self._content = content
         self._db = db
         self._snapshotters = snapshotters
         self._blobs = Blobs(content, db)
-        self._unpacker = Unpacker(content, db, pool)
+        self._unpacker = Unpacker(content, db, pool, repairer)
 
     async def pull(self, namespace: str, source: Source, request: Request, report: Report) -> list[Pulled]:
         """Pull what *source* refers to into *namespace* and return the image under each of its names.

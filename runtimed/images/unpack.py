@@ -13,6 +13,7 @@ from runtimed import labels
 from runtimed.diff.apply import Applied
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound, about
 from runtimed.images.joining import Joint
+from runtimed.images.repair import Repairer
 from runtimed.metadata import leases
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database, Tx
@@ -33,8 +34,9 @@ class Unpacker:
     one before the layers below it are there, of which only the end of the work needs to know.
     """
 
-    def __init__(self, content: Content, db: Database, pool: Pool) -> None:
+    def __init__(self, content: Content, db: Database, pool: Pool, repairer: Repairer | None = None) -> None:
         self._content = content
+        self._repairer = repairer
         self._db = db
         self._pool = pool
         self._running = Joint()
@@ -74,7 +76,10 @@ class Unpacker:
         # joined may outlive the pull that began it, and its lease.
         await self._db.write(_hold, namespace, lease, snapshots.name, (chain_id, self._key(chain_id)))
         key = (namespace, snapshots.name, chain_id)
-        if not await _exists(namespace, snapshots, chain_id):
+        if await _exists(namespace, snapshots, chain_id):
+            if self._repairer:
+                await self._repairer.ensure(namespace, snapshots, chain_id, (layer.digest, diff_id))
+        else:
             tell("extracting")
             await self._running.run(key, job)
             tell("extracted")

@@ -135,7 +135,7 @@ CREATE TABLE mounts (
     PRIMARY KEY (namespace, name)
 ) STRICT, WITHOUT ROWID;
 
--- Facts about the store as a whole: 'uuid' (Introspection.Server), 'clean_stop'.
+-- Facts about the store as a whole: 'uuid' (Introspection.Server); metadata/suspects.py.
 CREATE TABLE facts (
     key        TEXT PRIMARY KEY,
     value      TEXT NOT NULL

@@ -19,13 +19,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtimed import identifiers
-from runtimed.errors import AlreadyExists, FailedPrecondition, NotFound, RuntimedError
+from runtimed.errors import AlreadyExists, FailedPrecondition, NotFound, RuntimedError, Unimplemented
 from runtimed.filters import parse
 from runtimed.labels import SNAPSHOT_REF, checked
 from runtimed.metadata import snapshot_rows
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshot_rows import Row
-from runtimed.snapshots.snapshotter import Info, Kind, LayerFiles, Mounts, Snapshotter, Usage
+from runtimed.snapshots.snapshotter import Checkable, Info, Kind, LayerFiles, Mounts, Snapshotter, Usage
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,30 @@ class Snapshots:
                 self._db.submit(snapshot_rows.delete, self.name, committed, lease).result()
                 raise
             self._db.submit(snapshot_rows.delete, self.name, active, lease).result()
+
+    def replace(self, namespace: str, name: str, key: str) -> None:
+        """Give the committed *name* what the active *key* holds, which goes. Raises as :meth:`Checkable.replace`."""
+        committed, active = self._row(namespace, name), self._row(namespace, key)
+        if not isinstance(self.snapshotter, Checkable):
+            raise Unimplemented(f"snapshotter {self.name!r} cannot replace a snapshot")
+        with self._holding(committed.backend_key), self._holding(active.backend_key):
+            self.snapshotter.replace(committed.backend_key, active.backend_key)
+            self._db.submit(snapshot_rows.delete, self.name, active, "").result()
+
+    def chain(self, namespace: str, key: str) -> Sequence[Row]:
+        """Return the rows of *key* and all below it, the lowest first. Raises NotFound."""
+        rows = [self._row(namespace, key)]
+        while rows[-1].parent:
+            rows.append(self._row(namespace, rows[-1].parent))
+        kinds = self.snapshotter.stat(rows[0].backend_key).kind
+        return list(reversed(rows if kinds is Kind.COMMITTED else rows[1:]))
+
+    def committed(self, namespace: str) -> Sequence[Row]:
+        """Return the rows of the committed snapshots of *namespace*, parents before their children."""
+        order = {info.name: place for place, info in enumerate(self.snapshotter.list()) if info.kind is Kind.COMMITTED}
+        with self._db.reading() as tx:
+            rows = snapshot_rows.every(tx, self.name, namespace)
+        return sorted((row for row in rows if row.backend_key in order), key=lambda row: order[row.backend_key])
 
     def remove(self, namespace: str, key: str, lease: str = "") -> None:
         """Remove a snapshot and free its disk space; *lease*, if given, lets go of it.

@@ -5,17 +5,22 @@ from collections.abc import Mapping
 from runtimed.api import doctor_pb2 as pb
 from runtimed.api.doctor_pb2_grpc import DoctorServicer
 from runtimed.doctor.doctor import Doctor
+from runtimed.errors import DataLoss, NotFound
 from runtimed.images.checking import check_layers
+from runtimed.images.repair import Repairer
 from runtimed.metadata.snapshots import Snapshots
-from runtimed.services.context import Context, timestamp
+from runtimed.services.context import Context, namespace_of, timestamp
+from runtimed.snapshots.snapshotter import Checkable
+from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
 
 class DoctorService(DoctorServicer):
     """Needs no namespace: what is stray may belong to any, or to none."""
 
-    def __init__(self, doctor: Doctor, snapshotters: Mapping[str, Snapshots], pool: Pool) -> None:
+    def __init__(self, doctor: Doctor, snapshotters: Mapping[str, Snapshots], pool: Pool, repairer: Repairer) -> None:
         self._doctor = doctor
+        self._repairer = repairer
         self._snapshotters = snapshotters
         self._pool = pool
 
@@ -46,4 +51,21 @@ class DoctorService(DoctorServicer):
                 size=layer.size,
                 error=layer.error,
             )
+        return response
+
+    async def RepairLayers(self, request: pb.RepairLayersRequest, context: Context) -> pb.RepairLayersResponse:
+        response = pb.RepairLayersResponse()
+        namespace = namespace_of(context)
+        for snapshots in self._snapshotters.values():
+            if not isinstance(snapshots.snapshotter, Checkable):
+                continue
+            for row in await blocking(snapshots.committed, namespace):
+                found, error = "", ""
+                try:
+                    found = await self._repairer.mend(snapshots, row)
+                except NotFound:
+                    continue  # removed meanwhile
+                except DataLoss as exc:
+                    error = str(exc)
+                response.layers.add(snapshotter=snapshots.name, name=row.key, found=found, error=error)
         return response

@@ -1,13 +1,15 @@
 """containerd.services.snapshots.v1.Snapshots."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 
 from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import events_pb2, types_pb2
 from runtimed.api import snapshots_pb2 as pb
 from runtimed.api.snapshots_pb2_grpc import SnapshotsServicer
-from runtimed.errors import InvalidArgument, Unimplemented
+from runtimed.errors import InvalidArgument, NotFound, Unimplemented
+from runtimed.images.repair import Repairer
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.mounts import Mount
 from runtimed.services.context import Context, Publisher, lease_of, namespace_of, timestamp
@@ -23,12 +25,16 @@ _KINDS = {Kind.VIEW: pb.VIEW, Kind.ACTIVE: pb.ACTIVE, Kind.COMMITTED: pb.COMMITT
 class SnapshotsService(SnapshotsServicer):
     """Hands each call to the snapshotter it names, as the request's namespace sees it."""
 
-    def __init__(self, snapshotters: Mapping[str, Snapshots], events: Publisher) -> None:
+    def __init__(
+        self, snapshotters: Mapping[str, Snapshots], events: Publisher, repairer: Repairer | None = None
+    ) -> None:
         self._snapshotters = snapshotters
         self._events = events
+        self._repairer = repairer
 
     async def Prepare(self, request: pb.PrepareSnapshotRequest, context: Context) -> pb.PrepareSnapshotResponse:
         snapshots, namespace = self._named(request.snapshotter), namespace_of(context)
+        await self._ensure(namespace, snapshots, request.parent)
         mounts = await blocking(
             snapshots.prepare, namespace, request.key, request.parent, dict(request.labels), lease_of(context)
         )
@@ -41,6 +47,7 @@ class SnapshotsService(SnapshotsServicer):
 
     async def View(self, request: pb.ViewSnapshotRequest, context: Context) -> pb.ViewSnapshotResponse:
         snapshots, namespace = self._named(request.snapshotter), namespace_of(context)
+        await self._ensure(namespace, snapshots, request.parent)
         mounts = await blocking(
             snapshots.view, namespace, request.key, request.parent, dict(request.labels), lease_of(context)
         )
@@ -48,6 +55,7 @@ class SnapshotsService(SnapshotsServicer):
 
     async def Mounts(self, request: pb.MountsRequest, context: Context) -> pb.MountsResponse:
         snapshots, namespace = self._named(request.snapshotter), namespace_of(context)
+        await self._ensure(namespace, snapshots, request.key)
         return pb.MountsResponse(mounts=_mounts_to_proto(await blocking(snapshots.mounts, namespace, request.key)))
 
     async def Commit(self, request: pb.CommitSnapshotRequest, context: Context) -> Empty:
@@ -99,6 +107,12 @@ class SnapshotsService(SnapshotsServicer):
     async def Cleanup(self, request: pb.CleanupRequest, context: Context) -> Empty:
         await blocking(self._named(request.snapshotter).cleanup)
         return Empty()
+
+    async def _ensure(self, namespace: str, snapshots: Snapshots, key: str) -> None:
+        """Before a snapshot is used: see that a power cut has not damaged it or what it is built upon."""
+        if self._repairer:
+            with suppress(NotFound):  # which the operation itself says better
+                await self._repairer.ensure(namespace, snapshots, key)
 
     def _named(self, name: str) -> Snapshots:
         """Return the snapshotter that a request names. InvalidArgument if there is none, as containerd answers."""

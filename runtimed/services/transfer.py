@@ -23,6 +23,7 @@ from runtimed.images.naming import Rule
 from runtimed.images.progress import Progress, Report
 from runtimed.images.pull import Pulled, Puller, Request, Unpack, store_image
 from runtimed.images.push import Pusher
+from runtimed.images.repair import Repairer
 from runtimed.images.sources import LayoutSource, RegistrySource, Source
 from runtimed.metadata import images, namespaces
 from runtimed.metadata.content import Content
@@ -64,13 +65,14 @@ class TransferService(TransferServicer):
         streams: Streams,
         events: Publisher,
         registries: Registries | None = None,
+        repairer: Repairer | None = None,
     ) -> None:
         self._db = db
         self._registries = registries or Registries()
         self._pool = pool
         self._streams = streams
         self._events = events
-        self.puller = Puller(content, db, snapshotters, pool)
+        self.puller = Puller(content, db, snapshotters, pool, repairer)
         self._pusher = Pusher(content, db)
         self._importer = Importer(content, db, self.puller)
         self._exporter = Exporter(content, db)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtimed.errors import FailedPrecondition
+from runtimed.linux.rename import exchange
 from runtimed.mounts import mounts_below, mounts_of
 from runtimed.snapshots.records import Records
 from runtimed.snapshots.trees import empty, opened
@@ -80,6 +81,15 @@ class Directories:
         """Give *fresh* its place, and its name to the disk; inside the transaction that adds the row *id*."""
         fresh.path = fresh.path.rename(self.path(id))
         # SQLite's own sync brings the rename to disk on ext4 and XFS only.
+        with opened(self._snapshots) as fd:
+            os.fsync(fd)
+
+    def replace(self, old: str, new: str) -> None:
+        """Exchange the directories of two ids; a missing *old* is given that of *new*."""
+        try:
+            exchange(str(self.path(old)), str(self.path(new)))
+        except FileNotFoundError:
+            self.path(new).rename(self.path(old))
         with opened(self._snapshots) as fd:
             os.fsync(fd)
 

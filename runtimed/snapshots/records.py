@@ -138,6 +138,23 @@ class Records:
             (name, Kind.COMMITTED, json.dumps(dict(labels)), now, now, usage.size, usage.inodes, id),
         )
 
+    def replace(self, name: str, key: str, usage: Usage) -> None:
+        """Delete the row of the active *key*, whose content *name* has now; with :meth:`writing` open."""
+        self._conn.execute("UPDATE snapshots SET size = ?, inodes = ? WHERE key = ?", (usage.size, usage.inodes, name))
+        self._conn.execute("DELETE FROM snapshots WHERE key = ?", (key,))
+
+    def replaceable(self, name: str, key: str) -> tuple[Snapshot, Snapshot]:
+        """Return the committed *name* and the active *key*, if that can replace it. Raises as Checkable.replace."""
+        with self._lock:
+            committed, active = self.get(name), self.get(key)
+        if committed.kind is not Kind.COMMITTED or active.kind is not Kind.ACTIVE:
+            raise FailedPrecondition(
+                f"snapshot {name!r} must be committed and {key!r} active for one to replace the other"
+            )
+        if committed.parent_ids != active.parent_ids:
+            raise FailedPrecondition(f"snapshots {name!r} and {key!r} have different parents")
+        return committed, active
+
     def committable(self, name: str, key: str) -> Snapshot:
         """Return the active snapshot *key* if it can be committed as *name* now. Raises as Snapshotter.commit."""
         if not name:
@@ -203,6 +220,20 @@ class Records:
         with self._lock, _sqlite_errors():
             kind, size, inodes = self._row("snapshot", key, "kind", "size", "inodes")
         return None if kind == Kind.ACTIVE else Usage(size, inodes)
+
+    def check_usage(self, name: str, found: Usage | None) -> None:
+        """Compare what there is of the committed *name* (None: nothing) with what there was when it was committed.
+
+        Raises DataLoss if it is less. More is no damage: a copy on another file system may take more.
+        """
+        recorded = self.recorded_usage(name) or Usage(0, 0)
+        if found is None:
+            raise DataLoss(f"snapshot {name!r} is gone from the disk")
+        if found.inodes != recorded.inodes or found.size < recorded.size:
+            raise DataLoss(
+                f"of snapshot {name!r} there are {found.inodes} inodes and {found.size} bytes on disk, where there were"
+                f" {recorded.inodes} and {recorded.size}"
+            )
 
     def ids(self, kind: Kind | None = None) -> set[str]:
         """Return the id of every snapshot, or of every one of a kind."""

@@ -143,6 +143,24 @@ class Snapshotter(Protocol):
 
 
 @runtime_checkable
+class Checkable(Protocol):
+    """What a snapshotter offers beside :class:`Snapshotter` if it can tell damage, and take a snapshot made anew."""
+
+    def check(self, name: str) -> None:
+        """Look at the committed snapshot *name*, but not into files whose digest others know.
+
+        Raises DataLoss if it is not there, or less of it than was committed; NotFound.
+        """
+
+    def replace(self, name: str, key: str) -> None:
+        """Give the committed *name* what the active *key*, of the same parent, holds; *key* goes. Blocks until on disk.
+
+        Mounts that are there stay as they are. Children go on upon the new content where they refer to it, and not
+        where they have copied the old. Raises NotFound, FailedPrecondition.
+        """
+
+
+@runtime_checkable
 class LayerFiles(Protocol):
     """What a snapshotter offers beside :class:`Snapshotter` if it takes a layer as one EROFS file.
 

@@ -70,6 +70,22 @@ class WholeTrees(ABC):
             with self._records.writing():
                 self._records.commit(name, key, labels, usage)
 
+    def check(self, name: str) -> None:
+        path = self._dirs.path(self._records.get(name).id)
+        with os_errors(f"snapshot {name!r}"):
+            self._records.check_usage(name, self._measure(path) if path.is_dir() else None)
+
+    def replace(self, name: str, key: str) -> None:
+        old, new = self._records.replaceable(name, key)
+        with os_errors(f"snapshot {name!r}"):
+            self._sync()
+            usage = self._measure(self._dirs.path(new.id))
+            with self._records.locked():
+                self._dirs.replace(old.id, new.id)
+                with self._records.writing():
+                    self._records.replace(name, key, usage)
+        self._dirs.discard(self._dirs.path(new.id))
+
     def remove(self, key: str) -> None:
         self._dirs.refuse_mounted(self._records.get(key).id, key)
         with self._records.writing():

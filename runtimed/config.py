@@ -98,6 +98,15 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageVerification:
+    """Programs that are asked about each image before it is pulled or imported; `images/verifying.py` says how."""
+
+    directory: str = ""  # where they lie; "": none is asked
+    timeout_s: int = 10  # for each of them
+    fail_closed: bool = True  # no program, or one without a verdict: the image is refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyPlugin:
     """``[proxy_plugins.<name>]``: a snapshotter in another process, as containerd's clients know it by that name."""
 
@@ -153,6 +162,7 @@ class Config:
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
     snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py
     proxy_plugins: Mapping[str, ProxyPlugin] = field(default_factory=dict)
+    image_verification: ImageVerification = ImageVerification()
 
 
 def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -295,6 +305,10 @@ def _checked(config: Config) -> Config:
     _check_registry(config.registry)
     for name, runtime in config.runtimes.items():
         _check_runtime(f"runtimes.{dotted((name,))}", runtime)
+    if config.image_verification.directory and not config.image_verification.directory.startswith("/"):
+        raise InvalidArgument(f"image_verification.directory: {config.image_verification.directory!r} must be absolute")
+    if not 1 <= config.image_verification.timeout_s <= 600:
+        raise InvalidArgument(f"image_verification.timeout_s: {config.image_verification.timeout_s} is not 1 to 600")
     for name, plugin in config.proxy_plugins.items():
         _check_proxy(f"proxy_plugins.{dotted((name,))}", plugin)
     _check_cri(config)

@@ -24,6 +24,7 @@ SNAPSHOT_REF = "containerd.io/snapshot.ref"  # on Prepare: the chain ID that is 
 DEFAULT_RUNTIME = "containerd.io/defaults/runtime"
 DEFAULT_SNAPSHOTTER = "containerd.io/defaults/snapshotter"
 
+IMAGE_VERIFICATION = "runtimed.io/image-verification"  # on an image's root blob; see images/verifying.py
 PULL = "runtimed.io/pull"  # on a lease: a pull, push, import or export of this daemon holds it; see images/holding.py
 LOG_URI = "runtimed.io/log"  # on a container: where `rctl run -d` sends its output, file:///...
 

@@ -49,6 +49,7 @@ from runtimed.errors import DataLoss, DeadlineExceeded, Internal, ResourceExhaus
 from runtimed.events import EventBus
 from runtimed.images import pull
 from runtimed.images.repair import Repairer
+from runtimed.images.verifying import Verifier
 from runtimed.metadata import facts
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
@@ -139,7 +140,10 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         held.push_async_callback(mounts.close)
         collector = Collector(database, content, snapshotters, events, config.gc, mounts.discard)
         streams = Streams()
-        transfer = TransferService(content, database, snapshotters, pool, streams, events, registries, repairer)
+        verifier = Verifier(config.image_verification, content)
+        transfer = TransferService(
+            content, database, snapshotters, pool, streams, events, registries, repairer, verifier
+        )
         cri = await kubernetes(
             config, database, content, snapshotters, transfer.puller, pool, tasks, events, collector.collect, held
         )

@@ -80,7 +80,8 @@ class Importer:
             entries = _chosen(manifest.children(root, index), wanted.request)
             visitor = self._puller.visitor(namespace, _SUBJECT, wanted.request, job.fetch, lease, report)
             for entry in {entry.digest: entry for entry in entries}.values():
-                await visitor.visit(entry, ())
+                named = next(iter(names(entry, wanted.rules)), _SUBJECT)
+                await visitor.visit(entry, (), named)
             images = [(name, entry) for entry in entries for name in names(entry, wanted.rules)]
             if wanted.request.names:
                 await job.keep_index(root, index, entries)

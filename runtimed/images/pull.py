@@ -14,6 +14,7 @@ from functools import partial
 import msgspec
 
 from runtimed import labels
+from runtimed.config import ImageVerification
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
 from runtimed.images import holding
 from runtimed.images.blobs import Blobs
@@ -22,6 +23,7 @@ from runtimed.images.repair import Repairer
 from runtimed.images.sources import Source
 from runtimed.images.timings import ANNOTATION, Clock, Timings
 from runtimed.images.unpack import Unpacker
+from runtimed.images.verifying import Verifier
 from runtimed.metadata import images, leases, namespaces
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database, Tx
@@ -81,7 +83,9 @@ class Puller:
         snapshotters: Mapping[str, Snapshots],
         pool: Pool,
         repairer: Repairer | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
+        self._verifier = verifier or Verifier(ImageVerification(), content)
         self._content = content
         self._db = db
         self._snapshotters = snapshotters
@@ -111,7 +115,9 @@ class Puller:
                 await self._blobs.fetch(namespace, source, descriptor, parents, lease, report)
 
             subject = f"image {source.reference}"
-            await self.visitor(namespace, subject, request, fetch, lease, report).visit(root, (request.names[0],))
+            await self.visitor(namespace, subject, request, fetch, lease, report).visit(
+                root, (request.names[0],), str(source.reference)
+            )
             pulled = [
                 await self._db.write(store_image, namespace, name, root, request.labels) for name in request.names
             ]
@@ -135,7 +141,16 @@ class Puller:
     ) -> "Visitor":
         """Return what brings an image here by *fetch*, and unpacks it. *subject* names it in errors."""
         return Visitor(
-            self._content, self._unpacker, self._snapshotters, namespace, subject, request, fetch, lease, report
+            self._content,
+            self._unpacker,
+            self._snapshotters,
+            self._verifier,
+            namespace,
+            subject,
+            request,
+            fetch,
+            lease,
+            report,
         )
 
 
@@ -204,6 +219,7 @@ class Visitor:
         content: Content,
         unpacker: Unpacker,
         snapshotters: Mapping[str, Snapshots],
+        verifier: Verifier,
         namespace: str,
         subject: str,
         request: Request,
@@ -214,6 +230,7 @@ class Visitor:
         self._content = content
         self._unpacker = unpacker
         self._snapshotters = snapshotters
+        self._verifier = verifier
         self._namespace = namespace
         self._subject = subject
         self._request = request
@@ -224,9 +241,11 @@ class Visitor:
         self._layers = asyncio.Semaphore(LAYERS_AT_ONCE)
         self._manifests = 0
 
-    async def visit(self, root: Descriptor, parents: tuple[str, ...]) -> None:
-        """Bring everything below *root* here and unpack it."""
+    async def visit(self, root: Descriptor, parents: tuple[str, ...], name: str) -> None:
+        """Bring everything below *root* here and unpack it, if its verifiers accept it as *name*. Raises as they do."""
+        accepted = await self._verifier.verify(self._namespace, name, root)
         await self._visit(root, parents, 0, with_layers=True)
+        await self._verifier.keep(self._namespace, root.digest, accepted)
 
     async def _visit(self, descriptor: Descriptor, parents: tuple[str, ...], depth: int, *, with_layers: bool) -> None:
         if descriptor.media_type in manifest.MANIFESTS:

@@ -25,6 +25,7 @@ from runtimed.images.pull import Pulled, Puller, Request, Unpack, store_image
 from runtimed.images.push import Pusher
 from runtimed.images.repair import Repairer
 from runtimed.images.sources import LayoutSource, RegistrySource, Source
+from runtimed.images.verifying import Verifier
 from runtimed.metadata import images, namespaces
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
@@ -66,13 +67,14 @@ class TransferService(TransferServicer):
         events: Publisher,
         registries: Registries | None = None,
         repairer: Repairer | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         self._db = db
         self._registries = registries or Registries()
         self._pool = pool
         self._streams = streams
         self._events = events
-        self.puller = Puller(content, db, snapshotters, pool, repairer)
+        self.puller = Puller(content, db, snapshotters, pool, repairer, verifier)
         self._pusher = Pusher(content, db)
         self._importer = Importer(content, db, self.puller)
         self._exporter = Exporter(content, db)

@@ -101,10 +101,10 @@ def test_every_service_is_healthy_and_described(shared, channel):
     assert {"containerd.services.tasks.v1.Tasks", "grpc.health.v1.Health"} <= names
 
 
-def test_what_is_not_offered_yet_is_unimplemented(channel):
-    activate = channel.unary_unary("/containerd.services.mounts.v1.Mounts/Activate")
+@pytest.mark.parametrize("method", ["containerd.services.nosuch.v1.Things/Do", "containerd.services.tasks.v1.Tasks/Do"])
+def test_what_is_not_offered_is_unimplemented(channel, method):
     with pytest.raises(grpc.RpcError) as raised:
-        activate(b"", metadata=METADATA)
+        channel.unary_unary(f"/{method}")(b"", metadata=METADATA)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

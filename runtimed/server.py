@@ -58,6 +58,9 @@ from runtimed.mounting.manager import MountManager
 from runtimed.registry.registries import Registries
 from runtimed.rpc import ttrpc
 from runtimed.rpc.grpc_server import Server
+from runtimed.sandboxes.manager import PAUSE, SHIM, Sandboxes
+from runtimed.sandboxes.pause import PauseController
+from runtimed.sandboxes.shims import ShimController
 from runtimed.services import events as events_service
 from runtimed.services import introspection
 from runtimed.services.containers import ContainersService
@@ -73,6 +76,7 @@ from runtimed.services.mounts import MountsService
 from runtimed.services.namespaces import NamespacesService
 from runtimed.services.registration import register
 from runtimed.services.registry import RegistryService
+from runtimed.services.sandbox_controllers import SandboxControllerService
 from runtimed.services.sandboxes import SandboxStoreService
 from runtimed.services.snapshots import SnapshotsService
 from runtimed.services.streaming import StreamingService, Streams
@@ -127,7 +131,11 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             root=config.root,
             state=config.state,
             default_runtime=config.default_runtime,
+            sandbox=lambda namespace, id: shims.endpoint(namespace, id),
         )
+        shims = ShimController(launcher, tasks.groups, root=config.root, state=config.state)
+        held.push_async_callback(shims.close)
+        await shims.load()
         held.push_async_callback(tasks.close)
         await tasks.load()
         repairer = Repairer(content, database, pool)
@@ -135,6 +143,10 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         held.push_async_callback(repairer.end)
         await pull.recover(database, content, snapshotters)
 
+        pause = PauseController(database, tasks, config.root / "sandboxes" / "pause")
+        sandboxes = Sandboxes(database, events, {PAUSE: pause, SHIM: shims})
+        held.push_async_callback(sandboxes.close)
+        await sandboxes.load()
         mounts = MountManager(database, config.root / "mounts", [config.root / "snapshotters"])
         await mounts.reconcile()
         held.push_async_callback(mounts.close)
@@ -172,6 +184,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(sandbox_pb2, "Store"), SandboxStoreService(database)),
             (_service(registry_pb2, "Registry"), RegistryService(registries)),
             (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool, repairer)),
+            (_service(sandbox_pb2, "Controller"), SandboxControllerService(database, sandboxes)),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
             (_service(streaming_pb2, "Streaming"), StreamingService(streams)),
             (_service(transfer_pb2, "Transfer"), transfer),

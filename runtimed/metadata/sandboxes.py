@@ -75,6 +75,12 @@ def list(tx: Tx, namespace: str, filters: Sequence[str] = ()) -> Sequence[Sandbo
     return parse(filters).select(map(_from_row, rows), _field)
 
 
+def everywhere(tx: Tx) -> Sequence[tuple[str, Sandbox]]:
+    """Return the sandboxes of all namespaces, each with its namespace."""
+    rows = tx.execute(f"SELECT namespace, {_COLUMNS} FROM sandboxes")
+    return [(namespace, _from_row(tuple(row))) for namespace, *row in rows]
+
+
 def update(tx: Tx, namespace: str, sandbox: Sandbox, paths: Sequence[str] = ()) -> Sandbox:
     """Change what *paths* names and return the result; no paths: everything that can be changed.
 

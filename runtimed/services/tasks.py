@@ -18,7 +18,7 @@ from runtimed.mounting.manager import MountManager, needs_manager
 from runtimed.mounts import Mount
 from runtimed.oci.descriptor import Descriptor
 from runtimed.services.context import Context, lease_of, namespace_of, timestamp
-from runtimed.tasks.client import Exit, Process, Stdio
+from runtimed.tasks.client import Exit, Process, Stdio, parse_address
 from runtimed.tasks.making import NewTask
 from runtimed.tasks.manager import TaskManager
 
@@ -31,8 +31,6 @@ class TasksService(TasksServicer):
         self._mounts = mounts
 
     async def Create(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
-        if request.task_api_address:
-            raise Unimplemented(f"task {request.container_id}: joining a sandbox by its task API address")
         namespace, new = namespace_of(context), _new_task(request)
         rootfs = await self._activated(namespace, new.id, new.rootfs)
         try:
@@ -158,6 +156,7 @@ def _new_task(request: pb.CreateTaskRequest) -> NewTask:
         stdio=Stdio(request.stdin, request.stdout, request.stderr, request.terminal),
         options=Opaque(options.type_url, options.value) if options.type_url else None,
         runtime=request.runtime_path,
+        shim=parse_address(request.task_api_address, request.task_api_version) if request.task_api_address else None,
         checkpoint=Descriptor(media_type=checkpoint.media_type, digest=checkpoint.digest, size=checkpoint.size)
         if checkpoint.digest
         else None,

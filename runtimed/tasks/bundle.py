@@ -46,9 +46,9 @@ class Bundle:
     work: Path
 
     @classmethod
-    def at(cls, root: Path, state: Path, namespace: str, id: str) -> "Bundle":
+    def at(cls, root: Path, state: Path, namespace: str, id: str, directory: str = DIRECTORY) -> "Bundle":
         """Return where the bundle of a task is, or would be. Raises InvalidArgument if these cannot be names."""
-        below = Path(DIRECTORY, validate(namespace, "namespace"), validate(id, "task id"))
+        below = Path(directory, validate(namespace, "namespace"), validate(id, "task id"))
         return cls(namespace=namespace, id=id, path=state / below, work=root / below)
 
     def create(self, spec: bytes) -> None:
@@ -79,13 +79,14 @@ class Bundle:
                 raise
 
     def save_endpoint(self, endpoint: Endpoint) -> None:
-        """Remember where the shim serves. The last two keys are ours, the others are what other daemons know."""
+        """Remember where the shim serves. The last three keys are ours, the others are what other daemons know."""
         fields = {
             "version": endpoint.version,
             "address": f"unix://{endpoint.path}",
             "protocol": "ttrpc",
             "pid": endpoint.pid,
             "started": endpoint.started,
+            "sandbox": endpoint.is_of_sandbox,
         }
         with os_errors(f"bundle {self.path}"):
             self._write("bootstrap.json", json.dumps(fields).encode())
@@ -104,7 +105,12 @@ class Bundle:
                 return None
         try:
             endpoint, fields = parse_started(data), json.loads(data)
-            return replace(endpoint, pid=int(fields.get("pid", 0)), started=int(fields.get("started", 0)))
+            return replace(
+                endpoint,
+                pid=int(fields.get("pid", 0)),
+                started=int(fields.get("started", 0)),
+                is_of_sandbox=bool(fields.get("sandbox")),
+            )
         except (ValueError, TypeError, RuntimedError):
             return None
 
@@ -193,16 +199,16 @@ class Bundle:
         temporary.rename(self.path / name)
 
 
-def found(root: Path, state: Path) -> Iterator[Bundle]:
+def found(root: Path, state: Path, directory: str = DIRECTORY) -> Iterator[Bundle]:
     """Return the bundle of every task that left a directory, below either of the two. Blocks."""
     seen = set()
-    for top in (state / DIRECTORY, root / DIRECTORY):
+    for top in (state / directory, root / directory):
         for path in sorted(top.glob("*/*")):
             names = (path.parent.name, path.name)
             with suppress(InvalidArgument):  # not made by us
                 if names not in seen:
                     seen.add(names)
-                    yield Bundle.at(root, state, *names)
+                    yield Bundle.at(root, state, *names, directory=directory)
 
 
 def _unmount(target: Path) -> None:

@@ -82,13 +82,14 @@ class Endpoint:
     """Where a shim serves: `version` of the Task API on the unix socket `path`.
 
     pid is 0 while it is not known. started is when that process did, in clock ticks since the boot: a process with the
-    same pid that started at another time is another one.
+    same pid that started at another time is another one. `is_of_sandbox`: it was there before its tasks, and stays.
     """
 
     path: Path
     version: int = 3
     pid: int = 0
     started: int = 0
+    is_of_sandbox: bool = False
 
 
 class TaskClient:
@@ -289,6 +290,20 @@ def parse_started(stdout: bytes) -> Endpoint:
     if protocol != "ttrpc" or version not in (2, 3) or not path.is_absolute():
         raise Internal(f"shim serves {protocol!r} version {version!r} at {address!r}; only ttrpc 2 and 3 are spoken")
     return Endpoint(path=path, version=version)
+
+
+def parse_address(address: str, version: int) -> Endpoint:
+    """Return what the client says of where a sandbox serves its tasks: ``unix://PATH``, and 0 for a version unknown.
+
+    Raises:
+        InvalidArgument: not ttrpc on a unix socket.
+    """
+    path = Path(address.removeprefix("ttrpc+").removeprefix(_UNIX))
+    if not path.is_absolute() or version not in (0, 2, 3):
+        raise InvalidArgument(
+            f"task API address {address[:200]!r}, version {version}: only ttrpc 2 and 3 on unix:///PATH are spoken"
+        )
+    return Endpoint(path=path, version=version or 3)
 
 
 def parse_deleted(stdout: bytes) -> Exit:

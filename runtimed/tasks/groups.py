@@ -53,7 +53,7 @@ class Groups:
         return next((endpoint for of, endpoint in held.uses.values() if of == program), None) if held else None
 
     def leave(self, bundle: Bundle, group: str, endpoint: Endpoint | None) -> bool:
-        """Note that *bundle* needs its shim no longer; return whether others do."""
+        """Note that *bundle* needs its shim no longer; return whether others do, or the shim is a sandbox's."""
         held = self._groups.get((bundle.namespace, group))
         used = held.uses.pop(bundle, None) if held else None
         endpoint = used[1] if used else endpoint
@@ -64,7 +64,7 @@ class Groups:
         users.discard(bundle)
         if not users:
             self._users.pop(endpoint.path, None)
-        return bool(users)
+        return bool(users) or endpoint.is_of_sandbox
 
     def sockets(self) -> frozenset[Path]:
         """Return where shims that have a task serve."""

@@ -151,6 +151,14 @@ class Launcher:
         await blocking(bundle.save_endpoint, endpoint)
         return endpoint
 
+    async def join(self, bundle: Bundle, program: Program, endpoint: Endpoint) -> Endpoint:
+        """Have the shim of a sandbox, which is there and is not ours to end, serve *bundle*."""
+        endpoint = replace(endpoint, pid=0, started=0, is_of_sandbox=True)
+        if program.binary:
+            await blocking(bundle.save_shim, program.binary)
+        await blocking(bundle.save_endpoint, endpoint)
+        return endpoint
+
     async def delete(self, bundle: Bundle) -> Exit:
         """Run the shim's program to remove what a shim that is gone has left of its container; return how that ended.
 

@@ -1,7 +1,7 @@
 """Making a task: a bundle, a shim, a container in it. All of it, or nothing."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runtimed.errors import RuntimedError
@@ -14,7 +14,7 @@ from runtimed.oci.descriptor import Descriptor
 from runtimed.rollback import Rollback
 from runtimed.tasks.bundle import Bundle, group_of
 from runtimed.tasks.checkpoints import Checkpoints
-from runtimed.tasks.client import Stdio, TaskClient
+from runtimed.tasks.client import Endpoint, Stdio, TaskClient
 from runtimed.tasks.ending import CONNECT_WITHIN_S, Endings
 from runtimed.tasks.groups import Groups
 from runtimed.tasks.launch import Launcher
@@ -35,6 +35,9 @@ class NewTask:
     options: Opaque | None = None  # None: those of the container
     runtime: str = ""  # a shim's path; "": the runtime of the container
     checkpoint: Descriptor | None = None  # what it is to be restored from
+    shim: Endpoint | None = (
+        None  # of a sandbox, that is to serve it; None: that of the container's sandbox, or a new one
+    )
 
 
 class Maker:
@@ -50,6 +53,7 @@ class Maker:
         endings: Endings,
         *,
         default_runtime: str,
+        sandbox: Callable[[str, str], Endpoint | None],
     ) -> None:
         self._db = db
         self._table = table
@@ -58,6 +62,7 @@ class Maker:
         self._checkpoints = checkpoints
         self._endings = endings
         self._default_runtime = default_runtime
+        self._sandbox = sandbox
         self._making: set[asyncio.Task[object]] = set()
 
     async def make(self, bundle: Bundle, new: NewTask) -> Task:
@@ -95,8 +100,11 @@ class Maker:
             checkpoint = await self._checkpoints.place(bundle, new.checkpoint, options)
             await hit_async("create.bundle")
             async with self._groups.locked(bundle.namespace, group):
-                joins = self._groups.shim(bundle.namespace, group, program.binary)
-                endpoint = await self._launcher.start(bundle, program, options, group=group, joins=joins)
+                if (shim := new.shim or self._sandbox(bundle.namespace, container.sandbox)) is not None:
+                    endpoint = await self._launcher.join(bundle, program, shim)
+                else:
+                    joins = self._groups.shim(bundle.namespace, group, program.binary)
+                    endpoint = await self._launcher.start(bundle, program, options, group=group, joins=joins)
                 self._groups.use(bundle, group, program.binary, endpoint)
             await hit_async("create.shim")
             client = await TaskClient.connect(endpoint, bundle.id, CONNECT_WITHIN_S)

@@ -7,7 +7,7 @@ again in :mod:`runtimed.tasks.loading`; the rest of the Task API is here.
 
 import asyncio
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from runtimed.oci.descriptor import Descriptor
 from runtimed.tasks.background import Background
 from runtimed.tasks.bundle import Bundle
 from runtimed.tasks.checkpoints import Checkpoints
-from runtimed.tasks.client import Exit, Process, Status, Stdio
+from runtimed.tasks.client import Endpoint, Exit, Process, Status, Stdio
 from runtimed.tasks.ending import STATE_WITHIN_S, Endings
 from runtimed.tasks.exits import Exits, Waits
 from runtimed.tasks.groups import Groups
@@ -58,7 +58,9 @@ class TaskManager:
         root: Path,
         state: Path,
         default_runtime: str,
+        sandbox: Callable[[str, str], Endpoint | None] = lambda namespace, id: None,
     ) -> None:
+        """*sandbox* says where the shim of a sandbox serves the tasks in it, by namespace and ID, if there is one."""
         self._root = root
         self._state = state
         self._table = Table()
@@ -66,10 +68,17 @@ class TaskManager:
         self._background = Background()
         self._waits = Waits()
         self._exits = Exits(events, self._table)
-        self._groups = groups = Groups()
+        self.groups = groups = Groups()
         self._endings = Endings(self._table, groups, launcher, self._exits, self._background)
         self._maker = Maker(
-            db, self._table, groups, launcher, self._checkpoints, self._endings, default_runtime=default_runtime
+            db,
+            self._table,
+            groups,
+            launcher,
+            self._checkpoints,
+            self._endings,
+            default_runtime=default_runtime,
+            sandbox=sandbox,
         )
         self._loader = Loader(self._table, groups, launcher, self._endings, self._exits, self._background)
 
@@ -107,7 +116,7 @@ class TaskManager:
             names=self._table.names(),
             tasks=frozenset((task.bundle.namespace, task.bundle.id) for task in tasks),
             shims=frozenset(task.endpoint.pid for task in tasks),
-            sockets=self._groups.sockets() | {task.endpoint.path for task in tasks},
+            sockets=self.groups.sockets() | {task.endpoint.path for task in tasks},
         )
 
     async def adopt(self, namespace: str, id: str) -> str:

@@ -7,6 +7,7 @@ Run as a program it is started and cleaned up after like any shim. The bundle's 
               "create_error": "text",      Create fails so
               "create_s": 5,               Create takes so long, and first tells that it has begun
               "start_error": "text",       `start` fails so
+              "sandbox_error": "text",     CreateSandbox fails so
               "dies": true}}               it dies when it should delete
 """
 
@@ -23,7 +24,8 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
-from runtimed.api import bootstrap_pb2, events_pb2, events_ttrpc_pb2, task_types_pb2
+from runtimed.api import bootstrap_pb2, events_pb2, events_ttrpc_pb2, task_types_pb2, types_pb2
+from runtimed.api import sandbox_shim_pb2 as sandbox_pb
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import FailedPrecondition, NotFound, RuntimedError, Unavailable
 from runtimed.rpc import ttrpc
@@ -32,7 +34,7 @@ CREATED, RUNNING, STOPPED = task_types_pb2.CREATED, task_types_pb2.RUNNING, task
 
 
 class FakeShim:
-    """The Task API of one task, and of the processes that are added to it."""
+    """The Task API of one task, and of the processes that are added to it; the Sandbox API of one sandbox."""
 
     def __init__(self, settings: Mapping[str, Any], namespace: str, ttrpc_address: str) -> None:
         self._settings = settings
@@ -43,6 +45,9 @@ class FakeShim:
         self._exited: dict[str, asyncio.Event] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._sandbox = sandbox_pb.CreateSandboxRequest()
+        self._sandbox_state = "SANDBOX_NOTREADY"
+        self._sandbox_ended = asyncio.Event()
         self.ended = asyncio.Event()
 
     def service(self) -> ttrpc.Service:
@@ -59,6 +64,59 @@ class FakeShim:
             "Shutdown": pb.ShutdownRequest,
         }
         return {name: ttrpc.Method(request, getattr(self, name)) for name, request in requests.items()}
+
+    def sandbox_service(self) -> ttrpc.Service:
+        requests = {
+            "CreateSandbox": sandbox_pb.CreateSandboxRequest,
+            "StartSandbox": sandbox_pb.StartSandboxRequest,
+            "Platform": sandbox_pb.PlatformRequest,
+            "StopSandbox": sandbox_pb.StopSandboxRequest,
+            "WaitSandbox": sandbox_pb.WaitSandboxRequest,
+            "SandboxStatus": sandbox_pb.SandboxStatusRequest,
+            "ShutdownSandbox": sandbox_pb.ShutdownSandboxRequest,
+            "SandboxMetrics": sandbox_pb.SandboxMetricsRequest,
+        }
+        return {name: ttrpc.Method(request, getattr(self, name)) for name, request in requests.items()}
+
+    async def CreateSandbox(self, request: Any, metadata: Mapping[str, str]) -> Any:
+        if "sandbox_error" in self._settings:
+            raise RuntimedError(self._settings["sandbox_error"])
+        self._sandbox = request
+        return sandbox_pb.CreateSandboxResponse()
+
+    async def StartSandbox(self, request: Any, metadata: Mapping[str, str]) -> Any:
+        self._sandbox_state = "SANDBOX_READY"
+        response = sandbox_pb.StartSandboxResponse(pid=os.getpid())
+        response.created_at.GetCurrentTime()
+        return response
+
+    async def Platform(self, request: Any, metadata: Mapping[str, str]) -> Any:
+        return sandbox_pb.PlatformResponse(platform=types_pb2.Platform(os="linux", architecture="fake"))
+
+    async def StopSandbox(self, request: Any, metadata: Mapping[str, str]) -> Any:
+        self._sandbox_state = "SANDBOX_NOTREADY"
+        self._sandbox_ended.set()
+        return sandbox_pb.StopSandboxResponse()
+
+    async def WaitSandbox(self, request: Any, metadata: Mapping[str, str]) -> Any:
+        await self._sandbox_ended.wait()
+        response = sandbox_pb.WaitSandboxResponse(exit_status=7)
+        response.exited_at.GetCurrentTime()
+        return response
+
+    async def SandboxStatus(self, request: Any, metadata: Mapping[str, str]) -> Any:
+        info = {"netns": self._sandbox.netns_path, "bundle": self._sandbox.bundle_path} if request.verbose else {}
+        return sandbox_pb.SandboxStatusResponse(
+            sandbox_id=request.sandbox_id, pid=os.getpid(), state=self._sandbox_state, info=info
+        )
+
+    async def ShutdownSandbox(self, request: Any, metadata: Mapping[str, str]) -> Any:
+        self._sandbox_ended.set()
+        self.ended.set()
+        return sandbox_pb.ShutdownSandboxResponse()
+
+    async def SandboxMetrics(self, request: Any, metadata: Mapping[str, str]) -> Any:
+        return sandbox_pb.SandboxMetricsResponse(metrics=types_pb2.Metric(id=request.sandbox_id))
 
     async def Create(self, request: pb.CreateTaskRequest, metadata: Mapping[str, str]) -> pb.CreateTaskResponse:
         if "create_s" in self._settings:
@@ -183,7 +241,11 @@ class FakeShim:
 
 async def serve(sock: socket.socket, settings: Mapping[str, Any], namespace: str, version: int) -> None:
     shim = FakeShim(settings, namespace, os.environ["TTRPC_ADDRESS"])
-    server = ttrpc.Server({f"containerd.task.v{version}.Task": shim.service()})
+    services = {
+        f"containerd.task.v{version}.Task": shim.service(),
+        "containerd.runtime.sandbox.v1.Sandbox": shim.sandbox_service(),
+    }
+    server = ttrpc.Server(services)
     await server.serve(sock)
     publishing = asyncio.create_task(shim.publish())
     await shim.ended.wait()

@@ -82,6 +82,13 @@ class Registry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """The monitor of containers with the labels ``containerd.io/restart.*``."""
+
+    interval_s: int = 10  # between two looks at all of them; 0: none is started or stopped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """``[runtimes."<name>"]``: what a runtime's name stands for."""
 
@@ -157,6 +164,7 @@ class Config:
     workers: Workers = Workers()
     gc: Gc = Gc()
     doctor: Doctor = Doctor()
+    restart: Restart = Restart()
     cri: Cri = Cri()
     registry: Registry = Registry()
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
@@ -294,8 +302,9 @@ def _checked(config: Config) -> Config:
     for name in ("deletion_threshold", "mutation_threshold", "schedule_delay_ms", "startup_delay_ms"):
         if getattr(config.gc, name) < 0:
             raise InvalidArgument(f"gc.{name}: must not be negative")
-    if config.doctor.interval_s < 0:
-        raise InvalidArgument("doctor.interval_s: must not be negative")
+    for name in ("doctor", "restart"):
+        if getattr(config, name).interval_s < 0:
+            raise InvalidArgument(f"{name}.interval_s: must not be negative")
     if not 0 <= config.socket.mode <= 0o777:
         raise InvalidArgument(f"socket.mode: {config.socket.mode:#o} is not a file mode such as 0o660")
     if min(config.socket.uid, config.socket.gid) < 0:

@@ -25,6 +25,13 @@ DEFAULT_RUNTIME = "containerd.io/defaults/runtime"
 DEFAULT_SNAPSHOTTER = "containerd.io/defaults/snapshotter"
 
 IMAGE_VERIFICATION = "runtimed.io/image-verification"  # on an image's root blob; see images/verifying.py
+# On a container: whether the restart monitor is to keep it running or stopped, and how.
+RESTART_STATUS = "containerd.io/restart.status"
+RESTART_POLICY = "containerd.io/restart.policy"
+RESTART_COUNT = "containerd.io/restart.count"
+RESTART_EXPLICITLY_STOPPED = "containerd.io/restart.explicitly-stopped"
+RESTART_LOG_URI = "containerd.io/restart.loguri"
+
 PULL = "runtimed.io/pull"  # on a lease: a pull, push, import or export of this daemon holds it; see images/holding.py
 LOG_URI = "runtimed.io/log"  # on a container: where `rctl run -d` sends its output, file:///...
 

@@ -56,6 +56,7 @@ from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.mounting.manager import MountManager
 from runtimed.registry.registries import Registries
+from runtimed.restarts.monitor import RestartMonitor
 from runtimed.rpc import ttrpc
 from runtimed.rpc.grpc_server import Server
 from runtimed.sandboxes.manager import PAUSE, SHIM, Sandboxes
@@ -151,6 +152,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         await mounts.reconcile()
         held.push_async_callback(mounts.close)
         collector = Collector(database, content, snapshotters, events, config.gc, mounts.discard)
+        restarts = RestartMonitor(database, tasks, snapshotters, events, interval_s=config.restart.interval_s)
         streams = Streams()
         verifier = Verifier(config.image_verification, content)
         transfer = TransferService(
@@ -173,7 +175,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         offered: list[tuple[ServiceDescriptor, Any]] = [
             (_service(version_pb2, "Version"), VersionService()),
             (_service(namespaces_pb2, "Namespaces"), NamespacesService(database, events)),
-            (_service(containers_pb2, "Containers"), ContainersService(database, events)),
+            (_service(containers_pb2, "Containers"), ContainersService(database, events, content)),
             (_service(content_pb2, "Content"), ContentService(content, events)),
             (_service(images_pb2, "Images"), ImagesService(database, events, collector.collect)),
             (_service(leases_pb2, "Leases"), LeasesService(database, collector.collect)),
@@ -203,6 +205,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         await held.enter_async_context(_listening_to_shims(config, events))
         await held.enter_async_context(_swept(snapshotters))
         await held.enter_async_context(doctor.running())
+        await held.enter_async_context(restarts.running())
         tasks.tell_lost()
         log.info("ready", extra={"address": config.address, "ms": _age_ms(), "pid": os.getpid()})
         notify("READY=1", f"MAINPID={os.getpid()}")

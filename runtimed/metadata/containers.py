@@ -76,6 +76,14 @@ def list(tx: Tx, namespace: str, filters: Sequence[str] = ()) -> Sequence[Contai
     return parse(filters).select(map(_from_row, rows), _field)
 
 
+def labelled(tx: Tx, label: str) -> Sequence[tuple[str, Container]]:
+    """Return the containers of all namespaces that have *label*, each with its namespace."""
+    # Most have not, and are not to be decoded for that.
+    rows = tx.execute(f"SELECT namespace, {_COLUMNS} FROM containers WHERE instr(labels, ?)", (json.dumps(label),))
+    found = ((namespace, _from_row(tuple(row))) for namespace, *row in rows)
+    return [(namespace, container) for namespace, container in found if label in container.labels]
+
+
 def update(tx: Tx, namespace: str, container: Container, paths: Sequence[str] = ()) -> Container:
     """Change what *paths* names and return the result; no paths: everything that can be changed.
 

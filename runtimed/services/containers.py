@@ -1,26 +1,37 @@
 """containerd.services.containers.v1: container records over gRPC."""
 
+import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
+from runtimed import labels
 from runtimed.api import containers_pb2 as pb
 from runtimed.api import events_pb2
 from runtimed.api.containers_pb2_grpc import ContainersServicer
-from runtimed.metadata import containers
+from runtimed.errors import NotFound
+from runtimed.images import config_labels
+from runtimed.metadata import containers, images
 from runtimed.metadata.containers import Container, Opaque
+from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.services.context import Context, Publisher, namespace_of, timestamp
 from runtimed.services.fieldmask import paths_of
+from runtimed.threads import blocking
+
+log = logging.getLogger(__name__)
 
 
 class ContainersService(ContainersServicer):
     """Reads and writes container records; tasks are another service."""
 
-    def __init__(self, db: Database, events: Publisher) -> None:
+    def __init__(self, db: Database, events: Publisher, content: Content) -> None:
         self._db = db
         self._events = events
+        self._content = content
 
     async def Get(self, request: pb.GetContainerRequest, context: Context) -> pb.GetContainerResponse:
         container = self._db.look_up(containers.get, namespace_of(context), request.id)
@@ -37,7 +48,8 @@ class ContainersService(ContainersServicer):
 
     async def Create(self, request: pb.CreateContainerRequest, context: Context) -> pb.CreateContainerResponse:
         namespace = namespace_of(context)
-        stored = await self._db.write(containers.create, namespace, _from_proto(request.container))
+        given = await self._without_image_log(namespace, _from_proto(request.container))
+        stored = await self._db.write(containers.create, namespace, given)
         answer = _to_proto(stored)
         event = events_pb2.ContainerCreate(
             id=stored.id,
@@ -49,9 +61,8 @@ class ContainersService(ContainersServicer):
 
     async def Update(self, request: pb.UpdateContainerRequest, context: Context) -> pb.UpdateContainerResponse:
         namespace = namespace_of(context)
-        stored = await self._db.write(
-            containers.update, namespace, _from_proto(request.container), paths_of(request.update_mask)
-        )
+        given = await self._without_image_log(namespace, _from_proto(request.container))
+        stored = await self._db.write(containers.update, namespace, given, paths_of(request.update_mask))
         event = events_pb2.ContainerUpdate(
             id=stored.id, image=stored.image, labels=stored.labels, snapshot_key=stored.snapshot_key
         )
@@ -63,6 +74,30 @@ class ContainersService(ContainersServicer):
         await self._db.write(containers.delete, namespace, request.id)
         self._events.publish(namespace, "/containers/delete", events_pb2.ContainerDelete(id=request.id))
         return Empty()
+
+    async def _without_image_log(self, namespace: str, container: Container) -> Container:
+        """Return *container* without a log URI that its image asks for.
+
+        Clients copy an image's labels to the container. With this one, the maker of the image would have the daemon
+        write to files or run programs of the host when the container is restarted.
+        """
+        uri = container.labels.get(labels.RESTART_LOG_URI)
+        if uri is None:
+            return container
+        image = container.image
+        if not image and container.id:  # an update need not say it
+            with suppress(NotFound):
+                image = (await self._db.read(containers.get, namespace, container.id)).image
+        try:
+            target = (await self._db.read(images.get, namespace, image)).target
+        except NotFound:
+            return container
+        said = await blocking(config_labels.values, self._content, namespace, target.digest, labels.RESTART_LOG_URI)
+        if uri not in said:
+            return container
+        log.warning("a log URI is the image's, and left out", extra={"container": container.id, "image": image})
+        others = {key: value for key, value in container.labels.items() if key != labels.RESTART_LOG_URI}
+        return replace(container, labels=others)
 
     async def _list(self, request: pb.ListContainersRequest, context: Context) -> Sequence[Container]:
         return await self._db.read(containers.list, namespace_of(context), list(request.filters))

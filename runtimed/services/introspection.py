@@ -37,6 +37,7 @@ _PARTS = (
     ("io.containerd.gc.v1", "scheduler"),
     ("io.containerd.lease.v1", "manager"),
     ("io.containerd.differ.v1", "walking"),
+    ("io.containerd.internal.v1", "restart"),
     ("io.containerd.sandbox.store.v1", "local"),
     ("io.containerd.sandbox.controller.v1", "pause"),
     ("io.containerd.sandbox.controller.v1", "shim"),

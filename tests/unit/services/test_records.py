@@ -1,5 +1,8 @@
 """The services of images, containers, namespaces and leases over a real socket: conversion, events, status codes."""
 
+import json
+from contextlib import closing
+
 import grpc
 import grpc.aio
 import pytest
@@ -20,6 +23,8 @@ from runtimed.api import (
     sandbox_pb2_grpc,
     types_pb2,
 )
+from runtimed.content.local import LocalStore
+from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.oci import digest
 from runtimed.services.containers import ContainersService
@@ -39,14 +44,32 @@ def events():
 
 
 @pytest.fixture
-async def channel(events, tmp_path):
-    database = Database(tmp_path / "metadata.db")
+def database(tmp_path):
+    return Database(tmp_path / "metadata.db")
+
+
+@pytest.fixture
+def content(database, tmp_path):
+    return Content(database, LocalStore(tmp_path / "content"))
+
+
+def add_blob(content, document):
+    """Make a blob of *document*, bytes or what JSON is made of; return its digest."""
+    data = document if isinstance(document, bytes) else json.dumps(document).encode()
+    with closing(content.begin("default", "ref", expected=digest.of(data))) as ingest:
+        ingest.write(data)
+        ingest.commit(len(data), digest.of(data), {})
+    return digest.of(data)
+
+
+@pytest.fixture
+async def channel(events, database, content, tmp_path):
     try:
         async with served(
             tmp_path / "s",
             lambda server: images_pb2_grpc.add_ImagesServicer_to_server(ImagesService(database, events), server),
             lambda server: containers_pb2_grpc.add_ContainersServicer_to_server(
-                ContainersService(database, events), server
+                ContainersService(database, events, content), server
             ),
             lambda server: namespaces_pb2_grpc.add_NamespacesServicer_to_server(
                 NamespacesService(database, events), server
@@ -328,3 +351,38 @@ async def test_a_namespace_with_a_sandbox_is_not_empty(sandboxes, namespaces):
     await sandboxes.Create(request, metadata=NAMESPACE)
     name = NAMESPACE[0][1]
     assert await code(namespaces.Delete(namespaces_pb2.DeleteNamespaceRequest(name=name))) == "FAILED_PRECONDITION"
+
+
+LOG_URI = "containerd.io/restart.loguri"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"config": {"Labels": {LOG_URI: "binary:///bin/evil"}}},
+        {"CONFIG": {"LABELS": {LOG_URI: "binary:///bin/evil"}}, "rootfs": 1},
+        b'{"config": {"Labels": {"%b": "x"}, "Labels": {"%b": "binary:///bin/evil"}}}' % ((LOG_URI.encode(),) * 2),
+    ],
+)
+async def test_a_log_uri_is_never_the_images(content, images, containers, config):
+    manifest = add_blob(content, {"config": {"digest": add_blob(content, config)}, "layers": []})
+    index = add_blob(content, {"manifests": [{"digest": manifest}, {"digest": digest.of(b"not here")}]})
+    made = image("evil")
+    made.target.digest = index
+    await images.Create(images_pb2.CreateImageRequest(image=made), metadata=NAMESPACE)
+
+    async def create(id, uri, name="evil"):
+        container = containers_pb2.Container(id=id, image=name, spec=SPEC, labels={LOG_URI: uri, "a": "1"})
+        container.runtime.name = "r"
+        request = containers_pb2.CreateContainerRequest(container=container)
+        return dict((await containers.Create(request, metadata=NAMESPACE)).container.labels)
+
+    assert await create("copied", "binary:///bin/evil") == {"a": "1"}
+    assert await create("own", "file:///log") == {LOG_URI: "file:///log", "a": "1"}
+    assert await create("other", "binary:///bin/evil", "nosuch") == {LOG_URI: "binary:///bin/evil", "a": "1"}
+
+    change = containers_pb2.Container(id="own", labels={LOG_URI: "binary:///bin/evil"})
+    request = containers_pb2.UpdateContainerRequest(container=change)
+    request.update_mask.paths.append(f"labels.{LOG_URI}")
+    changed = (await containers.Update(request, metadata=NAMESPACE)).container
+    assert dict(changed.labels) == {"a": "1"}

@@ -29,7 +29,8 @@ class Cri:
         self.connect()
 
     def connect(self) -> None:
-        self.channel = grpc.insecure_channel(f"unix:{self.daemon.address}")
+        largest = ("grpc.max_receive_message_length", 16 << 20)  # what a kubelet takes
+        self.channel = grpc.insecure_channel(f"unix:{self.daemon.address}", options=[largest])
         self.runtime = RuntimeServiceStub(self.channel)
         self.images = ImageServiceStub(self.channel)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -15,6 +16,7 @@ from runtimed.cri.state import Container, Sandbox
 from runtimed.errors import NotFound, RuntimedError
 from runtimed.metadata import containers
 from runtimed.tasks.client import Process, Status
+from runtimed.threads import blocking
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ _AT_ONCE = 32  # tasks that are asked at a time; each answers within a limit of 
 
 async def recover(core: Core) -> None:
     """Rebuild what is kept in memory; before anything is served."""
+    await blocking(shutil.rmtree, core.directory / "exec", ignore_errors=True)
     found = await core.db.read(records.every)
     for container in found:
         try:

@@ -10,8 +10,14 @@ from runtimed.cri.container_remove import remove_container
 from runtimed.cri.container_start import start_container
 from runtimed.cri.container_status import container_status_response
 from runtimed.cri.container_stop import stop_container
+from runtimed.cri.container_update import (
+    reopen_container_log,
+    update_container_resources,
+    update_pod_sandbox_resources,
+)
 from runtimed.cri.convert import Context, pieces
 from runtimed.cri.core import Core
+from runtimed.cri.exec_sync import exec_sync
 from runtimed.cri.sandbox_run import run_pod_sandbox
 from runtimed.cri.sandbox_status import pod_sandbox_status
 from runtimed.cri.sandbox_stop import remove_pod_sandbox, stop_pod_sandbox
@@ -103,6 +109,28 @@ class RuntimeService(RuntimeServiceServicer):
     async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Context) -> pb.ContainerStatusResponse:
         container = self._core.state.containers.get(request.container_id)
         return container_status_response(container, verbose=request.verbose)
+
+    async def ExecSync(self, request: pb.ExecSyncRequest, context: Context) -> pb.ExecSyncResponse:
+        done = await exec_sync(self._core, request.container_id, request.cmd, request.timeout)
+        return pb.ExecSyncResponse(stdout=done.stdout, stderr=done.stderr, exit_code=done.exit_code)
+
+    async def UpdateContainerResources(
+        self, request: pb.UpdateContainerResourcesRequest, context: Context
+    ) -> pb.UpdateContainerResourcesResponse:
+        await update_container_resources(self._core, request.container_id, request.linux)
+        return pb.UpdateContainerResourcesResponse()
+
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest, context: Context
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        await update_pod_sandbox_resources(self._core, request)
+        return pb.UpdatePodSandboxResourcesResponse()
+
+    async def ReopenContainerLog(
+        self, request: pb.ReopenContainerLogRequest, context: Context
+    ) -> pb.ReopenContainerLogResponse:
+        await reopen_container_log(self._core, request.container_id)
+        return pb.ReopenContainerLogResponse()
 
     async def GetContainerEvents(
         self, request: pb.GetEventsRequest, context: Context

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri.records import ContainerRecord, SandboxRecord
@@ -63,6 +63,7 @@ class Container:
     state: "pb.ContainerState" = pb.CONTAINER_CREATED
     pid: int = 0
     is_oom: bool = False
+    process: dict[str, Any] | None = None  # of its spec, once an exec has asked for it
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -5,6 +5,7 @@ import select
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -237,6 +238,119 @@ def test_a_container_out_of_memory_says_so(cri, run):
     status = wait(cri, run("oom", "a=x; while :; do a=$a$a; done", resources=resources))
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
     assert status.resources.linux.memory_limit_in_bytes == 16 << 20
+
+
+def exec_sync(cri, id, *command, timeout=0, deadline=TIMEOUT_S):
+    request = pb.ExecSyncRequest(container_id=id, cmd=command, timeout=timeout)
+    done = cri.runtime.ExecSync(request, timeout=deadline)
+    return done.stdout, done.stderr, done.exit_code
+
+
+def names(cri, id):
+    """Return the command lines of what runs in a container."""
+    stdout, _, _ = exec_sync(cri, id, "ps", "-o", "args")
+    return stdout.decode().splitlines()
+
+
+def test_a_command_is_run_and_its_output_told(cri, run):
+    id = run("exec", "sleep 1000")
+    assert exec_sync(cri, id, "sh", "-c", "echo out; echo err >&2; exit 5") == (b"out\n", b"err\n", 5)
+    assert exec_sync(cri, id, "sh", "-c", "sleep 100 & echo done") == (b"done\n", b"", 0)
+    with pytest.raises(grpc.RpcError, match="no-such-program"):
+        exec_sync(cri, id, "/no-such-program")
+    for command, of, code in (
+        ((), id, grpc.StatusCode.INVALID_ARGUMENT),
+        (("true",), "f" * 64, grpc.StatusCode.NOT_FOUND),
+        (("true",), run("unstarted", "true", start=False), grpc.StatusCode.FAILED_PRECONDITION),
+    ):
+        with pytest.raises(grpc.RpcError) as failed:
+            exec_sync(cri, of, *command)
+        assert failed.value.code() is code
+    assert not list((cri.daemon.state / "cri/exec").iterdir())
+
+
+@pytest.mark.parametrize("by", ["timeout", "caller"])
+def test_a_command_that_takes_too_long_is_ended(cri, run, by):
+    id = run(f"slow-{by}", "sleep 1000")
+    limits = {"timeout": {"timeout": 1}, "caller": {"deadline": 1}}[by]
+    with pytest.raises(grpc.RpcError) as failed:
+        exec_sync(cri, id, "sleep", "4321", **limits)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    for _ in range(100):  # the caller's leaving is known to the daemon a moment later; each look is a call
+        if "sleep 4321" not in names(cri, id):
+            break
+    assert "sleep 4321" not in names(cri, id)
+
+
+def test_of_endless_output_only_what_fits_is_kept(cri, run):
+    id = run("endless", "sleep 1000")
+    stdout, stderr, _ = exec_sync(cri, id, "sh", "-c", "head -c 20000000 /dev/zero; head -c 20000000 /dev/zero >&2")
+    assert 15 << 20 < len(stdout) + len(stderr) <= 16 << 20
+    with pytest.raises(grpc.RpcError) as failed:
+        exec_sync(cri, id, "cat", "/dev/zero", timeout=1)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_many_commands_at_once_each_get_their_own(cri, run):
+    id = run("storm", "sleep 1000")
+    with ThreadPoolExecutor(13) as threads:
+        done = [threads.submit(exec_sync, cri, id, "sh", "-c", f"echo {n}; exit {n}") for n in range(26)]
+        assert [one.result() for one in done] == [(f"{n}\n".encode(), b"", n) for n in range(26)]
+
+
+def test_resources_are_changed_while_it_runs_and_before(cri, run):
+    resources = pb.LinuxContainerResources(cpu_shares=512, memory_limit_in_bytes=64 << 20)
+    running = run("resized", "sleep 1000", resources=resources)
+    waiting = run("resized-before", "sleep 1000", resources=resources, start=False)
+    changed = pb.LinuxContainerResources(memory_limit_in_bytes=80 << 20)
+    for id in (running, waiting):
+        request = pb.UpdateContainerResourcesRequest(container_id=id, linux=changed)
+        cri.runtime.UpdateContainerResources(request, timeout=TIMEOUT_S)
+        told = cri.status(id).resources.linux
+        assert (told.cpu_shares, told.memory_limit_in_bytes) == (512, 80 << 20)
+    cri.start(waiting)
+    for id in (running, waiting):
+        [path] = Path("/sys/fs/cgroup").glob(f"**/{id}/memory.limit_in_bytes")
+        assert int(path.read_text()) == 80 << 20
+    cri.stop(running)
+    with pytest.raises(grpc.RpcError) as failed:
+        cri.runtime.UpdateContainerResources(
+            pb.UpdateContainerResourcesRequest(container_id=running, linux=changed), timeout=TIMEOUT_S
+        )
+    assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_renamed_log_is_made_anew_and_written_on(cri, run, tmp_path):
+    fifo = tmp_path / "say"
+    os.mkfifo(fifo)
+    mount = pb.Mount(container_path="/say", host_path=str(fifo))
+    id = run("rotated", "while read line; do echo $line; done < /say", mounts=[mount])
+    reopen = pb.ReopenContainerLogRequest(container_id=id)
+    path = Path(cri.status(id).log_path)
+    with fifo.open("w") as say:
+        path.rename(tmp_path / "old")
+        cri.runtime.ReopenContainerLog(reopen, timeout=TIMEOUT_S)
+        assert path.read_text() == ""
+        say.write("after\n")
+    wait(cri, id)
+    assert [line.split(" ", 3)[3] for line in log(cri, "rotated")] == ["after"]
+    with pytest.raises(grpc.RpcError) as failed:
+        cri.runtime.ReopenContainerLog(reopen, timeout=TIMEOUT_S)
+    assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
+def test_a_log_that_is_not_a_file_is_not_written_to(cri, run, kind, tmp_path):
+    id = run(f"hostile-{kind}", "sleep 1000")
+    path = Path(cri.status(id).log_path)
+    path.unlink()
+    victim = tmp_path / "victim"
+    victim.write_text("")
+    {"link": lambda: path.symlink_to(victim), "directory": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
+    with pytest.raises(grpc.RpcError) as failed:
+        cri.runtime.ReopenContainerLog(pb.ReopenContainerLogRequest(container_id=id), timeout=TIMEOUT_S)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert victim.read_text() == ""
 
 
 def test_the_pod_ends_when_its_first_process_does(cri):

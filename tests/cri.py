@@ -3,7 +3,7 @@
 import json
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -168,14 +168,15 @@ class Cri:
 
 
 @contextmanager
-def cri_daemon(settings: str = "") -> Iterator[Cri]:
+def cri_daemon(settings: str = "", bin_dirs: Sequence[str] = ("/usr/lib/cni",)) -> Iterator[Cri]:
     """A daemon with CRI; at the end its pods are removed and nothing of them may be left.
 
-    *settings* is appended to its configuration.
+    *settings* is appended to its configuration, at the end of the table ``[cri.cni]``.
     """
     with private_daemon(start=False) as daemon:
+        programs = json.dumps([*bin_dirs])
         daemon.config.write_text(
-            f'version = 1\n[cri.cni]\nconf_dir = "{daemon.base}/net.d"\nbin_dirs = ["/usr/lib/cni"]\n{settings}'
+            f'version = 1\n[cri.cni]\nconf_dir = "{daemon.base}/net.d"\nbin_dirs = {programs}\n{settings}'
         )
         cri = Cri(daemon)
         try:

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri import container_exit, ending
-from runtimed.cri.core import Core
+from runtimed.cri.core import Core, together
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.sandbox_status import publish
 from runtimed.cri.state import Container
@@ -40,13 +40,12 @@ async def _start(core: Core, container: Container) -> None:
         try:
             await _run(core, container)
         except RuntimedError as exc:
+            container.record.started_at = 0
             container.record.reason, container.record.message = _START_ERROR, str(exc)
             exit = Exit(pid=0, status=_START_ERROR_CODE, exited_at=time.time_ns())
             container_exit.note(core, container, exit)
             raise
-        container.record.started_at = time.time_ns()
         container.state = pb.CONTAINER_RUNNING
-        core.save_soon(container.id, container.record)
     publish(core, sandbox, container.id, pb.CONTAINER_STARTED_EVENT)
 
 
@@ -62,7 +61,9 @@ async def _run(core: Core, container: Container) -> None:
         steps.undo("remove the task", ending.end, core, container.id)
         new = NewTask(id=container.id, rootfs=mounts, stdio=stdio)
         container.pid = await core.tasks.create(NAMESPACE, new)
-        await core.tasks.start(NAMESPACE, container.id, "")
+        container.record.started_at = time.time_ns()
+        # Whatever happens from here on, it counts as one that has run.
+        await together(core.save(container.id, container.record), core.tasks.start(NAMESPACE, container.id, ""))
         steps.commit()
 
 

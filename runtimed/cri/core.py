@@ -16,6 +16,7 @@ from runtimed.cri.images import NAMESPACE, Auth, Image, Images
 from runtimed.cri.network import Network
 from runtimed.cri.operations import Operations
 from runtimed.cri.records import ContainerRecord, SandboxRecord
+from runtimed.cri.sampler import Sampler
 from runtimed.cri.state import Sandbox, State
 from runtimed.errors import NotFound
 from runtimed.metadata.db import Database
@@ -38,6 +39,7 @@ class Core:
     handlers: Handlers
     directory: Path
     root: Path  # the same, but it survives a reboot
+    sampler: Sampler
     least_oom_score: int = -1000  # that the kernel lets us give
     state: State = field(default_factory=State)
     events: ContainerEvents = field(default_factory=ContainerEvents)
@@ -95,8 +97,13 @@ class Core:
         task.add_done_callback(self._background.discard)
         return task
 
+    def forget_measured(self) -> None:
+        """Drop what was measured of pods and containers that are gone."""
+        self.sampler.forget({one.id for one in self.state.sandboxes} | {one.id for one in self.state.containers})
+
     async def close(self) -> None:
         """Wait for what is being done."""
+        await self.sampler.close()
         await self.operations.close()
         if self._background:
             _, left = await asyncio.wait(self._background, timeout=2.0)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.api.cri_pb2_grpc import RuntimeServiceServicer
-from runtimed.cri import status
+from runtimed.cri import metrics, stats, status
 from runtimed.cri.container_create import create_container
 from runtimed.cri.container_remove import remove_container
 from runtimed.cri.container_start import start_container
@@ -131,6 +131,52 @@ class RuntimeService(RuntimeServiceServicer):
     ) -> pb.ReopenContainerLogResponse:
         await reopen_container_log(self._core, request.container_id)
         return pb.ReopenContainerLogResponse()
+
+    # What they use
+
+    async def ContainerStats(self, request: pb.ContainerStatsRequest, context: Context) -> pb.ContainerStatsResponse:
+        return pb.ContainerStatsResponse(stats=await stats.container_stats(self._core, request.container_id))
+
+    async def ListContainerStats(
+        self, request: pb.ListContainerStatsRequest, context: Context
+    ) -> pb.ListContainerStatsResponse:
+        return pb.ListContainerStatsResponse(stats=await stats.list_container_stats(self._core, request.filter))
+
+    async def StreamContainerStats(
+        self, request: pb.StreamContainerStatsRequest, context: Context
+    ) -> AsyncIterator[pb.StreamContainerStatsResponse]:
+        for some in pieces(await stats.list_container_stats(self._core, request.filter)):
+            yield pb.StreamContainerStatsResponse(container_stats=some)
+
+    async def PodSandboxStats(self, request: pb.PodSandboxStatsRequest, context: Context) -> pb.PodSandboxStatsResponse:
+        return pb.PodSandboxStatsResponse(stats=await stats.pod_sandbox_stats(self._core, request.pod_sandbox_id))
+
+    async def ListPodSandboxStats(
+        self, request: pb.ListPodSandboxStatsRequest, context: Context
+    ) -> pb.ListPodSandboxStatsResponse:
+        return pb.ListPodSandboxStatsResponse(stats=await stats.list_pod_sandbox_stats(self._core, request.filter))
+
+    async def StreamPodSandboxStats(
+        self, request: pb.StreamPodSandboxStatsRequest, context: Context
+    ) -> AsyncIterator[pb.StreamPodSandboxStatsResponse]:
+        for some in pieces(await stats.list_pod_sandbox_stats(self._core, request.filter)):
+            yield pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=some)
+
+    async def ListMetricDescriptors(
+        self, request: pb.ListMetricDescriptorsRequest, context: Context
+    ) -> pb.ListMetricDescriptorsResponse:
+        return pb.ListMetricDescriptorsResponse(descriptors=metrics.descriptors())
+
+    async def ListPodSandboxMetrics(
+        self, request: pb.ListPodSandboxMetricsRequest, context: Context
+    ) -> pb.ListPodSandboxMetricsResponse:
+        return pb.ListPodSandboxMetricsResponse(pod_metrics=await metrics.pod_sandbox_metrics(self._core))
+
+    async def StreamPodSandboxMetrics(
+        self, request: pb.StreamPodSandboxMetricsRequest, context: Context
+    ) -> AsyncIterator[pb.StreamPodSandboxMetricsResponse]:
+        for one in await metrics.pod_sandbox_metrics(self._core):  # each is large
+            yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=[one])
 
     async def GetContainerEvents(
         self, request: pb.GetEventsRequest, context: Context

@@ -1,6 +1,7 @@
 """Puts the parts of CRI together."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from runtimed.cri.image_service import ImageService
 from runtimed.cri.images import Images
 from runtimed.cri.network import Network
 from runtimed.cri.runtime_service import RuntimeService
+from runtimed.cri.sampler import Sampler
 from runtimed.events import EventBus
 from runtimed.images.pull import Puller
 from runtimed.linux import oom_score
@@ -48,6 +50,7 @@ async def kubernetes(
     held: AsyncExitStack,
 ) -> Services:
     """Return the services, ready to be called; what they hold ends with *held*."""
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)  # at debug it tells each message
     handlers = Handlers(config)
     images = Images(db, content, puller, pool, events, collect, Registries(config.registry))
     filesystems = Filesystems(config.root / "snapshotters", snapshotters, handlers.snapshotters)
@@ -61,6 +64,7 @@ async def kubernetes(
         handlers=handlers,
         directory=config.state / "cri",
         root=config.root / "cri",
+        sampler=Sampler(filesystems),
         least_oom_score=await blocking(oom_score.least),
     )
     held.push_async_callback(core.close)

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from runtimed import gcgraph
+from runtimed import failpoints, gcgraph
 from runtimed.api import events_pb2, images_pb2
 from runtimed.config import Gc
 from runtimed.errors import RuntimedError, Unavailable
@@ -186,9 +186,12 @@ class Collector:
         try:
             graph, dead = await blocking(self._mark)
             self._next_expiry = graph.next_expiry
+            await failpoints.hit_async("gc.marked")
             for start in range(0, len(dead), _SLICE):
                 removed = await self._db.write(gc.sweep, graph, dead[start : start + _SLICE], self._is_busy)
+                await failpoints.hit_async("gc.swept")
                 await blocking(self._remove, removed)
+                await failpoints.hit_async("gc.removed")
                 self._publish(removed)
                 count += len(removed)
         finally:
@@ -208,13 +211,13 @@ class Collector:
 
     def _remove(self, removed: Sequence[Removed]) -> None:
         """Remove from disk what has no row any more. What fails is logged; the next start finds it."""
-        for node, place in removed:
+        for node, place, expected in removed:
             kind, _, name = node.type.partition("/")
             try:
                 if kind == gcgraph.CONTENT:
                     self._content.remove_unnamed(node.id)
                 elif kind == gcgraph.INGESTS:
-                    self._content.store.remove_ingest(place)
+                    self._content.drop_ingest(place, expected)
                 elif kind == gcgraph.MOUNTS:
                     self._take_off(place)
                 elif name and not self._snapshotters[name].discard(place):
@@ -232,7 +235,7 @@ class Collector:
 
     def _publish(self, removed: Sequence[Removed]) -> None:
         """Tell of what containerd's collector tells of: images and snapshots."""
-        for node, _ in removed:
+        for node, *_ in removed:
             kind, _, name = node.type.partition("/")
             if kind == gcgraph.IMAGES:
                 self._events.publish(node.namespace, "/images/delete", images_pb2.ImageDelete(name=node.id))

@@ -129,12 +129,12 @@ def all_ingests(tx: Tx) -> Sequence[Row]:
 
 
 @frees
-def delete_ingest(tx: Tx, namespace: str, ref: str) -> str:
-    """Remove the row and return the directory of the ingest; "" if there was none."""
-    row = tx.execute(
-        "DELETE FROM ingests WHERE namespace = ? AND ref = ? RETURNING directory", (namespace, ref)
+def delete_ingest(tx: Tx, namespace: str, ref: str) -> tuple[str, str] | None:
+    """Remove the row and return the directory of the ingest and the digest it expected; None if there was none."""
+    row: tuple[str, str] | None = tx.execute(
+        "DELETE FROM ingests WHERE namespace = ? AND ref = ? RETURNING directory, expected", (namespace, ref)
     ).fetchone()
-    return str(row[0]) if row else ""
+    return row
 
 
 @frees

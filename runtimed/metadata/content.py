@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from runtimed import identifiers, labels
+from runtimed import failpoints, identifiers, labels
 from runtimed.content.ingest import Writer
 from runtimed.content.local import LocalStore
 from runtimed.content.store import Info, Status
@@ -220,6 +220,7 @@ class Content:
         with self._lock(digest):
             self.store.commit(ingest, size, digest)
             try:
+                failpoints.hit("content.renamed")
                 info, is_new = self._db.submit(blobs.commit, namespace, ingest, digest, stored, lease).result()
             except BaseException:
                 with suppress(RuntimedError):  # of an ingest that was aborted meanwhile there is nothing to give back
@@ -270,6 +271,15 @@ class Content:
                     return
             with suppress(NotFound):
                 self.store.delete(digest)
+
+    def drop_ingest(self, directory: str, expected: str) -> None:
+        """Remove the bytes of an ingest that has no row any more.
+
+        Those of the blob *expected* too, unless a row names it: a crash between rename and row may have left it.
+        """
+        self.store.remove_ingest(directory)
+        if expected:
+            self.remove_unnamed(expected)
 
     # -- as a whole
 
@@ -334,10 +344,10 @@ class Content:
             ingest.move_back(self.store.path(digest))
 
     def _remove_ingest(self, namespace: str, ref: str) -> bool:
-        directory = self._db.submit(blobs.delete_ingest, namespace, ref).result()
-        if directory:
-            self.store.remove_ingest(directory)
-        return bool(directory)
+        removed = self._db.submit(blobs.delete_ingest, namespace, ref).result()
+        if removed:
+            self.drop_ingest(*removed)
+        return bool(removed)
 
     def _status(self, row: blobs.Row) -> Status:
         ref, directory, expected, total, started_at = row

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from runtimed import gcgraph
 from runtimed.gcgraph import Graph, Node
+from runtimed.metadata import blobs
 from runtimed.metadata.db import Tx, frees, unnoticed
 
 INGEST_LIFETIME_NS = 24 * 3600 * 10**9  # how long an ingest that nobody holds can be resumed, as in containerd
@@ -36,10 +37,11 @@ _TRIGGERS = {
 
 
 class Removed(NamedTuple):
-    """A row that went; ``place`` is the directory of an ingest or of mounts, or a snapshotter's own key."""
+    """A row that went."""
 
     node: Node
-    place: str = ""
+    place: str = ""  # the directory of an ingest or of mounts, or a snapshotter's own key
+    expected: str = ""  # the digest that an ingest was to have
 
 
 @unnoticed
@@ -167,7 +169,7 @@ def _remove(tx: Tx, graph: Graph, node: Node, is_busy: Callable[[str, str], bool
         case ["content"]:
             row = tx.execute("DELETE FROM blobs WHERE namespace = ? AND digest = ? RETURNING ''", at).fetchone()
         case ["ingests"]:
-            row = tx.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ? RETURNING directory", at).fetchone()
+            row = blobs.delete_ingest(tx, *at)
         case ["mounts"]:
             row = tx.execute("DELETE FROM mounts WHERE namespace = ? AND name = ? RETURNING directory", at).fetchone()
         case ["snapshots", name]:
@@ -179,7 +181,7 @@ def _remove(tx: Tx, graph: Graph, node: Node, is_busy: Callable[[str, str], bool
             tx.execute(f"DELETE {where}", (*at, name))
         case _:
             return None
-    return Removed(node, row[0]) if row else None
+    return Removed(node, *row) if row else None
 
 
 _IMAGES = "SELECT namespace, name, digest, labels FROM images"

@@ -8,7 +8,7 @@ ONE, TWO = (Descriptor(media_type=manifest.OCI_LAYER, digest=f"sha256:{n}", size
 
 def test_the_stages_are_what_lies_between_the_steps():
     now = [0.0]
-    heard = []
+    heard: list[object] = []
     clock = Clock(heard.append, lambda: now[0])
     steps = [
         (0.0, "Resolving", None),

@@ -1,5 +1,3 @@
-from typing import Any
-
 from runtimed.images.progress import Progress
 from runtimed.images.timings import Clock, Layer, Timings
 from runtimed.oci import manifest
@@ -10,7 +8,7 @@ ONE, TWO = (Descriptor(media_type=manifest.OCI_LAYER, digest=f"sha256:{n}", size
 
 def test_the_stages_are_what_lies_between_the_steps():
     now = [0.0]
-    heard: list[Any] = []
+    heard: list[Progress] = []
     clock = Clock(heard.append, lambda: now[0])
     steps = [
         (0.0, "Resolving", None),

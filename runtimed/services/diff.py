@@ -11,7 +11,7 @@ from runtimed.api.diff_pb2_grpc import DiffServicer
 from runtimed.content.store import Info
 from runtimed.diff.compression import Compression
 from runtimed.errors import AlreadyExists, NotFound, Unimplemented, about
-from runtimed.metadata.content import Content
+from runtimed.metadata.content import Content, Ingest
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.mounts import Mount
 from runtimed.oci import manifest
@@ -73,8 +73,10 @@ class DiffService(DiffServicer):
             )
         epoch = request.source_date_epoch.seconds if request.HasField("source_date_epoch") else None
         ref = request.ref or f"diff-{secrets.token_hex(8)}"
-        ingest = await blocking(self._content.begin, namespace, ref, lease=lease)
+        begun: list[Ingest] = []  # filled in the thread: a call that is cancelled meanwhile has begun it nevertheless
         try:
+            await blocking(lambda: begun.append(self._content.begin(namespace, ref, lease=lease)))
+            ingest = begun[0]
             made = await self._pool.diff(
                 _to_mounts(request.left), _to_mounts(request.right), ingest.data_path, compression, epoch
             )
@@ -85,12 +87,14 @@ class DiffService(DiffServicer):
             except AlreadyExists:
                 await blocking(self._label, namespace, made.digest, made.diff_id)
         except BaseException:
-            await blocking(ingest.close)
-            with suppress(NotFound):
-                await blocking(self._content.abort, namespace, ref)
+            for ingest in begun:
+                await blocking(ingest.close)
+                with suppress(NotFound):
+                    await blocking(self._content.abort, namespace, ref)
             raise
         finally:
-            await blocking(ingest.close)
+            for ingest in begun:
+                await blocking(ingest.close)
         return pb.DiffResponse(diff=types_pb2.Descriptor(media_type=media_type, digest=made.digest, size=made.size))
 
     def _label(self, namespace: str, digest: str, diff_id: str) -> None:

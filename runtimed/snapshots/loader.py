@@ -95,7 +95,7 @@ def _load_one(root: Path, name: str, point: EntryPoint, table: Mapping[str, Any]
     try:
         return Loaded(name, cls(root / name, config))
     except NotSupported as exc:
-        log.warning("snapshotter is not supported here", extra={"snapshotter": name, "error": str(exc)})
+        log.info("snapshotter is not supported here", extra={"snapshotter": name, "error": str(exc)})
         return Loaded(name, None, f"{exc}: {_SKIP}")
     except Exception as exc:  # somebody else's code: its failure must cost its snapshotter only
         log.exception("snapshotter cannot be started", extra={"snapshotter": name})

@@ -3,6 +3,7 @@ import gzip
 import io
 import os
 import shutil
+import threading
 
 import grpc
 import grpc.aio
@@ -275,3 +276,25 @@ async def test_a_request_that_is_cancelled_leaves_nothing(stub, content, trees, 
             await asyncio.sleep(0.005)
     assert [info.digest for info in content.list("default")] == [digests.of(BLOB)]
     assert not mounts_below(tmp_path / "mountpoint")
+
+
+async def test_a_request_that_is_cancelled_as_it_begins_leaves_nothing(stub, content, trees, monkeypatch):
+    left, right = trees
+    begin, entered, released = content.begin, threading.Event(), threading.Event()
+
+    def slowly(*args, **kwargs):
+        ingest = begin(*args, **kwargs)
+        entered.set()
+        released.wait(20)
+        return ingest
+
+    monkeypatch.setattr(content, "begin", slowly)
+    making = asyncio.ensure_future(stub.Diff(pb.DiffRequest(left=left, right=right), metadata=NAMESPACE))
+    assert await asyncio.to_thread(entered.wait, 20)
+    making.cancel()
+    with pytest.raises(grpc.aio.AioRpcError):  # once it is answered the server has heard of the cancellation too
+        await stub.Diff(pb.DiffRequest(media_type="x"), metadata=NAMESPACE)
+    released.set()
+    async with asyncio.timeout(20):
+        while content.statuses("default"):  # noqa: ASYNC110 - the thread gets there later
+            await asyncio.sleep(0.005)

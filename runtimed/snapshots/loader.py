@@ -7,7 +7,7 @@ which the configuration names (``[proxy_plugins]``).
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -65,10 +65,12 @@ def load(
             raise InvalidArgument(
                 f"snapshotters.{name}: no such snapshotter is installed; there are {', '.join(sorted(found)) or 'none'}"
             )
+    # All are imported and configured before one is made: a mistake in the configuration is all that is heard of then.
+    makers = {name: _maker(root, name, point, tables.get(name, {})) for name, point in sorted(found.items())}
     loaded: dict[str, Loaded] = {}
     try:
-        for name, point in sorted(found.items()):
-            loaded[name] = _load_one(root, name, point, tables.get(name, {}))
+        for name, make in makers.items():
+            loaded[name] = make()
         for name, proxy in proxies.items():
             loaded[name] = Loaded(name, ProxySnapshotter(name, proxy.address, proxy.capabilities))
     except BaseException:
@@ -84,16 +86,21 @@ def close(loaded: Mapping[str, Loaded]) -> None:
             one.snapshotter.close()
 
 
-def _load_one(root: Path, name: str, point: EntryPoint, table: Mapping[str, Any]) -> Loaded:
+def _maker(root: Path, name: str, point: EntryPoint, table: Mapping[str, Any]) -> Callable[[], Loaded]:
     try:
         identifiers.validate(name, "snapshotter name")
         cls = point.load()
     except Exception as exc:
         log.exception("snapshotter cannot be imported", extra={"snapshotter": name})
-        return Loaded(name, None, f"snapshotter {name}: {point.value}: {exc}")
+        failed = Loaded(name, None, f"snapshotter {name}: {point.value}: {exc}")
+        return lambda: failed
     config = configure(cls.Config, table, f"snapshotters.{name}")
+    return lambda: _made(name, lambda: cls(root / name, config))
+
+
+def _made(name: str, make: Callable[[], Snapshotter]) -> Loaded:
     try:
-        return Loaded(name, cls(root / name, config))
+        return Loaded(name, make())
     except NotSupported as exc:
         log.info("snapshotter is not supported here", extra={"snapshotter": name, "error": str(exc)})
         return Loaded(name, None, f"{exc}: {_SKIP}")

@@ -50,7 +50,7 @@ def test_the_cgroup_of_a_container_that_was_not_made_is_removed(tmp_path):
     root = tmp_path / "cgroups"
     (root / "cpu").mkdir(parents=True)
     bundle = bundle_of(tmp_path / "b", "/pods/c1")
-    cgroup.note_others(bundle, root)
+    cgroup.note_others(bundle, str(root))
     (root / "memory" / "pods" / "c1").mkdir(parents=True)
     cgroup.remove_left(bundle, root)
     assert sorted(path.name for path in root.rglob("*")) == ["cpu", "memory", "pods"]
@@ -63,7 +63,7 @@ def test_a_cgroup_that_was_there_before_stays_whatever_the_time_of_day(tmp_path,
     before = root / "memory" / "pods" / "c1"
     before.mkdir(parents=True)
     bundle = bundle_of(tmp_path / "b", "/pods/c1")
-    cgroup.note_others(bundle, root)
+    cgroup.note_others(bundle, str(root))
     os.utime(before, (time.time() + hours * 3600,) * 2)
     (root / "cpu" / "pods" / "c1").mkdir(parents=True)
     os.utime(root / "cpu" / "pods" / "c1", (time.time() - hours * 3600,) * 2)
@@ -72,11 +72,27 @@ def test_a_cgroup_that_was_there_before_stays_whatever_the_time_of_day(tmp_path,
     assert not (root / "cpu" / "pods" / "c1").exists()
 
 
-def test_without_a_note_of_what_was_there_nothing_is_removed(tmp_path):
+def test_a_note_of_an_earlier_attempt_does_not_count(tmp_path):
     root = tmp_path / "cgroups"
     (root / "memory" / "pods" / "c1").mkdir(parents=True)
-    cgroup.remove_left(bundle_of(tmp_path / "b", "/pods/c1"), root)
-    assert (root / "memory" / "pods" / "c1").exists()
+    bundle = bundle_of(tmp_path / "b", "/pods/c1")
+    cgroup.note_others(bundle, str(root))
+    (root / "memory" / "pods" / "c1").rmdir()
+    cgroup.note_others(bundle, str(root))
+    (root / "memory" / "pods" / "c1").mkdir()
+    cgroup.remove_left(bundle, root)
+    assert not (root / "memory" / "pods" / "c1").exists()
+
+
+def test_a_path_may_be_written_in_any_way_that_json_has(tmp_path):
+    root = tmp_path / "cgroups"
+    (root / "memory" / 'a"b').mkdir(parents=True)
+    bundle = bundle_of(tmp_path / "b", "")
+    text = '{"process": {"env": ["\\"cgroupsPath\\": \\"/x\\""]}, "linux": {"cgroupsPath" :\t"\\/a\\"\\u0062"}}'
+    (tmp_path / "b" / "config.json").write_text(text)
+    cgroup.note_others(bundle, str(root))
+    cgroup.remove_left(bundle, root)
+    assert (root / "memory" / 'a"b').exists()
 
 
 @pytest.mark.parametrize("path", ["", "system.slice:runc:c1", "relative", "/a/../..", 5])
@@ -84,7 +100,7 @@ def test_a_cgroup_that_is_named_otherwise_is_left_alone(tmp_path, path):
     root = tmp_path / "cgroups"
     bundle = bundle_of(tmp_path / "b", path)
     root.mkdir()
-    cgroup.note_others(bundle, root)
+    cgroup.note_others(bundle, str(root))
     (root / "memory").mkdir()
     cgroup.remove_left(bundle, root)
     assert (root / "memory").exists()

@@ -163,8 +163,8 @@ def mounted_temporarily(mounts: Sequence[Mount], parent: Path | None = None) -> 
         root.rmdir()
 
 
-def unmount(mountpoint: Path) -> bool:
-    """Take the topmost mount off *mountpoint*; return whether it had to be detached because it stayed busy.
+def unmount(mountpoint: Path) -> str:
+    """Take the topmost mount off *mountpoint*; return its device ("0:53") if it had to be detached, else "".
 
     A busy mount is tried again for a second, then detached (MNT_DETACH): it is gone from the tree at once, and from
     the kernel when its last user lets go. Raises OSError: EINVAL if nothing is mounted there.
@@ -177,30 +177,32 @@ def unmount(mountpoint: Path) -> bool:
                 raise
             time.sleep(_BUSY_WAIT_S)
         else:
-            return False
+            return ""
+    device = next((found.device for found in reversed(_mountinfo()) if found.mountpoint == mountpoint), b"")
     umount2(os.fspath(mountpoint), UMOUNT_NOFOLLOW | MNT_DETACH)
-    return True
+    return device.decode()
 
 
-def unmount_all(path: Path) -> bool:
-    """Take every mount off *path* and what is below it, deepest first; return whether one had to be detached.
+def unmount_all(path: Path) -> list[str]:
+    """Take every mount off *path* and what is below it, deepest first; return the devices of what had to be detached.
 
     Nothing mounted, or no such path, is fine. Raises OSError for anything else.
     """
-    detached = False
+    detached: list[str] = []
     for mountpoint in sorted(mounts_below(path), key=lambda found: len(found.parts), reverse=True):
         with suppress(FileNotFoundError):
-            detached |= _unmount_stack(mountpoint)
+            detached += _unmount_stack(mountpoint)
     with suppress(FileNotFoundError):
-        detached |= _unmount_stack(path)  # asked of the kernel even if the list had nothing: it may be newer
+        detached += _unmount_stack(path)  # asked of the kernel even if the list had nothing: it may be newer
     return detached
 
 
-def _unmount_stack(mountpoint: Path) -> bool:
-    detached = False
+def _unmount_stack(mountpoint: Path) -> list[str]:
+    detached = []
     while True:
         try:
-            detached |= unmount(mountpoint)
+            if device := unmount(mountpoint):
+                detached.append(device)
         except OSError as exc:
             if exc.errno == errno.EINVAL:
                 return detached
@@ -230,6 +232,11 @@ def mounts_of(path: Path) -> list[Path]:
         if (found.device == under.device and found.root.is_relative_to(within))
         or (found.upperdir is not None and found.upperdir.is_relative_to(where))
     ]
+
+
+def devices() -> set[str]:
+    """Return the devices ("0:53") of the file systems that are mounted, as this process sees them."""
+    return {found.device.decode() for found in _mountinfo()}
 
 
 def lowerdirs() -> set[Path]:

@@ -32,8 +32,7 @@ from pathlib import Path
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
 from runtimed.identifiers import validate
 from runtimed.linux import process
-from runtimed.mounts import unmount_all
-from shim import log, loop, server, ttrpc
+from shim import log, loop, rootfs, server, ttrpc
 from shim import messages as pb
 from shim.exits import Children
 from shim.keeper import Keeper
@@ -167,7 +166,7 @@ def _delete(arguments: _Arguments) -> None:
     loop.run(delete())
     if not server.is_served(path):
         Path(path).unlink(missing_ok=True)
-    unmount_all(bundle / "rootfs")
+    rootfs.unmount(str(bundle))
     at = pb.Timestamp.of(time.time_ns())
     response = pb.DeleteResponse(pid=_init_pid(bundle), exit_status=_KILLED, exited_at=at)
     _write_stdout(response.SerializeToString())

@@ -1,20 +1,16 @@
 """The first process of a container, and what it has in common with further ones."""
 
-import errno
 import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from runtimed.errors import FailedPrecondition, Internal, NotFound, RuntimedError, os_errors
-from runtimed.linux.mount import UMOUNT_NOFOLLOW, umount2
-from runtimed.mounts import Mount, mount_all, unmount_all
-from shim import cgroup, failpoints, files, log, loop
+from shim import cgroup, failpoints, files, log, loop, rootfs
 from shim import checkpoint as checkpoints
 from shim import messages as pb
 from shim.console import ConsoleSocket, Terminal
@@ -22,7 +18,6 @@ from shim.exits import Child, Children, Exit
 from shim.forked import forked
 from shim.hierarchies import Cgroups
 from shim.oom import OomWatch
-from shim.options import Options
 from shim.proto import Message
 from shim.runc import Runc
 from shim.sinks import Origin, Sinks
@@ -277,7 +272,6 @@ class Init(Process):
         self.bundle = bundle
         self.runc = runc
         self.execs: dict[str, Exec] = {}
-        self._rootfs = f"{bundle}/rootfs"
         self._checkpoint = ""  # the directory it is to be restored from, until it is
         self._cgroups = Cgroups("")
         self._oom: OomWatch | None = None
@@ -310,9 +304,9 @@ class Init(Process):
             self._is_flat = not any(mount.target for mount in mounts)
             if all(mount.type == "overlay" for mount in mounts):  # of local directories: there is nothing to wait for
                 with os_errors(f"bundle {self.bundle}"):
-                    _prepare(options, mounts, self.bundle)
+                    rootfs.prepare(options, mounts, self.bundle)
             else:
-                await forked(self._children, _prepare, options, mounts, self.bundle)
+                await forked(self._children, rootfs.prepare, options, mounts, self.bundle)
             is_prepared = True
             await failpoints.hit("shim.create.mounted")
             if checkpoint:
@@ -480,8 +474,8 @@ class Init(Process):
             self.status = Status.DELETED
 
     async def _unmount(self) -> None:
-        if not (self._is_flat and _is_unmounted(self._rootfs)):
-            await forked(self._children, _unmount, self._rootfs)
+        if not (self._is_flat and rootfs.is_unmounted(f"{self.bundle}/rootfs")):
+            await forked(self._children, rootfs.unmount, self.bundle)
 
     async def _abandon(self) -> None:
         pass  # the runtime's delete does
@@ -499,26 +493,6 @@ class Init(Process):
     def _exit_event(self, exit: Exit) -> pb.TaskExit:
         at = pb.Timestamp.of(exit.at)
         return pb.TaskExit(container_id=self.id, id=self.id, pid=self.pid, exit_status=exit.status, exited_at=at)
-
-
-def _prepare(options: Options, mounts: Sequence[pb.Mount], bundle: str) -> None:
-    with os_errors(f"bundle {bundle}"):
-        cgroup.note_others(bundle)
-    options.write(bundle)
-    mount_all([Mount(m.type, m.source, m.target, tuple(m.options)) for m in mounts], Path(bundle, "rootfs"))
-
-
-def _is_unmounted(path: str) -> bool:
-    """Take what is mounted on *path* off it and return whether all is; one that is busy is left to others."""
-    try:
-        while True:
-            umount2(path, UMOUNT_NOFOLLOW)
-    except OSError as exc:
-        return exc.errno == errno.EINVAL
-
-
-def _unmount(rootfs: str) -> None:
-    unmount_all(Path(rootfs))
 
 
 def read_pid(path: str) -> int:

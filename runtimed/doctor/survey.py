@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from runtimed.doctor import detached
 from runtimed.doctor.findings import Stray
 from runtimed.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
 from runtimed.mounts import mounts_below
@@ -51,6 +52,8 @@ def look(places: Places, held: Holdings) -> list[Stray]:
     return [
         *_bundles(places, held),
         *_mounts(places, held),
+        *_mounts_of_nothing(places),
+        *detached.look(places.state),
         *_sockets(places, held),
         *_fifos(places),
         *_shims(places, held),
@@ -88,6 +91,16 @@ def _mounts(places: Places, held: Holdings) -> Iterator[Stray]:
             return "unmounted"
 
         yield Stray(kind="mount", what=str(mountpoint), detail="belongs to no task", mend=mend)
+
+
+def _mounts_of_nothing(places: Places) -> Iterator[Stray]:
+    """Below the root directory are only the mounts of layers, which are the snapshotters' to take off."""
+    snapshotters = places.root / "snapshotters"
+    for mountpoint in mounts_below(places.root):
+        own = (places.root, places.state, snapshotters)
+        if mountpoint in own or any(mountpoint.is_relative_to(directory) for directory in own[1:]):
+            continue
+        yield Stray(kind="mount", what=str(mountpoint), detail="is nothing of the daemon's; unmount it")
 
 
 def _sockets(places: Places, held: Holdings) -> Iterator[Stray]:

@@ -16,6 +16,7 @@ and what the shim adds. The daemon makes and removes it; whoever finds one after
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,6 +32,7 @@ from runtimed.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
 from runtimed.tasks.client import Endpoint, Exit, parse_started
 
 DIRECTORY = "io.containerd.runtime.v2.task"
+DETACHED = "detached"  # below the state directory
 
 # As containerd's shim for runc reads them, the first that is there.
 _GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
@@ -186,9 +188,19 @@ class Bundle:
                 pass
             except OSError as exc:
                 raise Internal(f"bundle {self.path}: rootfs cannot be removed: {exc.strerror}") from exc
+            self._hand_on_detached()
             for directory in (self.path, self.work):
                 with suppress(FileNotFoundError):
                     shutil.rmtree(directory)
+
+    def _hand_on_detached(self) -> None:
+        """Put the shim's note of what was busy, and so detached, where it is looked after (doctor/detached.py)."""
+        with suppress(FileNotFoundError):
+            devices = (self.path / "detached").read_text().split()
+            notes = self.path.parents[2] / DETACHED
+            notes.mkdir(mode=0o700, exist_ok=True)
+            note = {"task": f"{self.namespace}/{self.id}", "devices": devices}
+            (notes / secrets.token_hex(8)).write_text(json.dumps(note))
 
     def _write(self, name: str, data: bytes) -> None:
         """Write a file that after a crash is there wholly or not at all."""

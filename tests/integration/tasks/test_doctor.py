@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +21,10 @@ from runtimed.doctor.survey import look
 from runtimed.linux.mount import mount
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Container, Opaque
-from runtimed.mounts import mounts_below
+from runtimed.mounts import Mount, mounts_below, unmount_all
 from runtimed.tasks.bundle import DIRECTORY
 from runtimed.tasks.client import Status
+from runtimed.tasks.making import NewTask
 from tests.fakes.tasks import NS, SPEC_TYPE, TaskDaemon, gone, signal_shim
 
 pytestmark = pytest.mark.root
@@ -182,6 +184,38 @@ async def test_a_task_that_does_not_answer_or_has_no_record_and_a_record_without
         with suppress(ProcessLookupError):
             signal_shim(daemon.shim_pid("stuck"), signal.SIGCONT)
     assert found == {("task", f"{NS}/stuck"), ("task", f"{NS}/unrecorded"), ("record", f"{NS}/lacking")}
+
+
+async def test_a_file_system_that_was_busy_is_told_of_until_it_is_let_go(daemon, doctor, spec, rootfs, home):
+    for name in ("upper", "work"):
+        (home / name).mkdir()
+    options = (f"lowerdir={rootfs}", f"upperdir={home}/upper", f"workdir={home}/work")
+    described = spec("sleep 1000") | {"root": {"path": "rootfs"}}
+    await daemon.container("t1", DEFAULT_RUNTIME, **described)
+    await daemon.tasks.create(NS, NewTask(id="t1", rootfs=[Mount("overlay", "overlay", options=options)]))
+    busy = ("sh", "-c", "echo; exec sleep 60")
+    with subprocess.Popen(busy, cwd=daemon.bundle("t1") / "rootfs/bin", stdout=subprocess.PIPE) as holder:  # noqa: ASYNC220
+        assert holder.stdout is not None
+        holder.stdout.read(1)
+        await daemon.tasks.delete(NS, "t1")
+        assert not daemon.bundle("t1").exists()
+        [found] = await doctor().check(repair=True)
+        assert (found.kind, found.what, found.action) == ("mount", f"{NS}/t1", "")
+        assert f"is held by process {holder.pid} (sleep)" in found.detail
+        holder.kill()
+    assert await doctor().check(repair=True) == []
+    assert list((daemon.state / "detached").iterdir()) == []
+
+
+async def test_a_mount_in_the_daemons_root_that_is_no_layers_is_told_of(daemon, doctor):
+    where = daemon.root / "somebodys"
+    where.mkdir()
+    mount("tmpfs", str(where), "tmpfs", 0, "")
+    try:
+        [found] = await doctor().check(repair=True)
+        assert (found.kind, found.what, found.is_left) == ("mount", str(where), True)
+    finally:
+        unmount_all(where)
 
 
 async def test_the_facts_name_the_machine_and_what_is_known_against_its_runc(doctor):

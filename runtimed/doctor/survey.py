@@ -77,12 +77,10 @@ def _bundles(places: Places, held: Holdings) -> Iterator[Stray]:
 
 
 def _mounts(places: Places, held: Holdings) -> Iterator[Stray]:
+    """Of tasks only: those of pods (cri/, netns/) and of sandboxes have owners that look after them."""
     top = places.state / DIRECTORY
-    for mountpoint in reversed(mounts_below(places.state)):
-        if mountpoint == places.state:
-            continue
-        parts = mountpoint.relative_to(top).parts if mountpoint.is_relative_to(top) else ()
-        if tuple(parts[:2]) in held.names:
+    for mountpoint in reversed(mounts_below(top)):
+        if mountpoint.relative_to(top).parts[:2] in held.names:
             continue
 
         async def mend(mountpoint: Path = mountpoint) -> str:
@@ -94,11 +92,10 @@ def _mounts(places: Places, held: Holdings) -> Iterator[Stray]:
 
 
 def _mounts_of_nothing(places: Places) -> Iterator[Stray]:
-    """Below the root directory are only the mounts of layers, which are the snapshotters' to take off."""
-    snapshotters = places.root / "snapshotters"
+    """Below the root directory are only mounts of layers and activated ones, which their owners look after."""
+    own = (places.state, places.root / "snapshotters", places.root / "mounts")
     for mountpoint in mounts_below(places.root):
-        own = (places.root, places.state, snapshotters)
-        if mountpoint in own or any(mountpoint.is_relative_to(directory) for directory in own[1:]):
+        if mountpoint == places.root or any(mountpoint.is_relative_to(directory) for directory in own):
             continue
         yield Stray(kind="mount", what=str(mountpoint), detail="is nothing of the daemon's; unmount it")
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from runtimed.errors import InvalidArgument, NotFound
+from runtimed.errors import InvalidArgument, NotFound, ResourceExhausted
 from shim import loop, poller
 from shim.link import Link
 
@@ -32,6 +32,13 @@ class Exit(NamedTuple):
     @classmethod
     def now(cls, status: int) -> "Exit":
         return cls(status, time.time_ns())
+
+
+def too_many_processes() -> ResourceExhausted:
+    """Return what is raised where EAGAIN says that there can be no further process (fork(2))."""
+    return ResourceExhausted(
+        "no process can be started: a limit is reached, pids.max of the cgroup, RLIMIT_NPROC or kernel.pid_max"
+    )
 
 
 class Child:
@@ -104,10 +111,13 @@ class Children:
         """Start the program ``argv[0]`` (looked for on the shim's PATH) with *stdio* as its first descriptors.
 
         No other descriptor of the shim's is passed on. A *lasting* one does not keep the worker awake. Raises OSError,
-        FileNotFoundError above all.
+        FileNotFoundError above all, and ResourceExhausted.
         """
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
-        pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=())
+        try:
+            pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=())
+        except BlockingIOError:
+            raise too_many_processes() from None
         return self.own(pid, lasting=lasting)
 
     def own(self, pid: int, *, lasting: bool = False) -> Child:

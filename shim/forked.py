@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from runtimed.errors import Internal, RuntimedError, from_code, from_os_error
-from shim.exits import Children
+from shim.exits import Children, too_many_processes
 
 _MAX_MESSAGE = 4000  # bytes; a pipe holds them without a reader
 
@@ -14,11 +14,15 @@ async def forked(children: Children, func: Callable[..., object], *args: object)
 
     Raises:
         RuntimedError: *func* raised it; an OSError is the class that its errno stands for.
+        ResourceExhausted: there can be no further process.
         Internal: it failed otherwise.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except BlockingIOError:
+            raise too_many_processes() from None
         if pid == 0:
             _call(writer, func, args)
         try:

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
-from runtimed.errors import DeadlineExceeded, FailedPrecondition, NotFound, RuntimedError
+from runtimed.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    RuntimedError,
+    from_os_error,
+)
 from shim import failpoints, loop, shortcuts
 from shim.exits import Child, Children
 from shim.options import Options
@@ -173,6 +180,9 @@ class Runc:
                 stdio = stdio or (stdin or null, output, output)
                 child = self._children.spawn(argv, {**self._environment(), **environment}, stdio)
             except OSError as exc:
+                error = from_os_error(exc, f"OCI runtime {self.options.binary_name!r}")
+                if isinstance(error, ResourceExhausted):
+                    raise error from exc
                 raise FailedPrecondition(
                     f"OCI runtime {self.options.binary_name!r}: {exc.strerror}; install it on the PATH of the daemon,"
                     " or name another one by the option BinaryName"

@@ -78,7 +78,7 @@ def _bundles(places: Places, held: Holdings) -> Iterator[Stray]:
 
 def _mounts(places: Places, held: Holdings) -> Iterator[Stray]:
     """Of tasks only: those of pods (cri/, netns/) and of sandboxes have owners that look after them."""
-    top = places.state / DIRECTORY
+    top = (places.state / DIRECTORY).resolve()
     for mountpoint in reversed(mounts_below(top)):
         if mountpoint.relative_to(top).parts[:2] in held.names:
             continue

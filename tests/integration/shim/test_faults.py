@@ -4,13 +4,14 @@ import asyncio
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import ResourceExhausted, RuntimedError
 from runtimed.mounts import mounts_below
-from tests.integration.shim.conftest import cgroups_left, eventually, exists, fds_of, proc
+from tests.integration.shim.conftest import CGROUPS, cgroups_left, eventually, exists, fds_of, proc
 from tests.processes import children, descendants
 
 pytestmark = pytest.mark.root
@@ -108,6 +109,45 @@ async def test_a_runtime_that_is_killed_while_it_creates_leaves_nothing_and_the_
     assert cgroups_left() == []
     await shim.run("t1", bundle("exit 4"))
     assert (await shim.wait("t1")).exit_status == 4
+
+
+@pytest.fixture
+def process_limit():
+    """Put processes into a cgroup that may have so many; a function returns the file of its limit."""
+    root = Path("/sys/fs/cgroup/pids")
+    root = root if root.is_dir() else root.parent
+    group = root / f"{CGROUPS}-limit"
+    group.mkdir()
+
+    def limit(*pids):
+        (group / "pids.max").write_text(str(len(pids)))
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        return group / "pids.max"
+
+    yield limit
+    for pid in (group / "cgroup.procs").read_text().split():
+        (root / "cgroup.procs").write_text(pid)
+    group.rmdir()
+
+
+async def test_at_the_limit_of_processes_what_is_new_is_refused_and_what_runs_goes_on(shim, bundle, process_limit):
+    await shim.run("t1", bundle("exec sleep 300"))
+    limit = process_limit(shim.pid, shim.worker)
+    with pytest.raises(ResourceExhausted, match=r"no process can be started: a limit is reached, pids\.max"):
+        await shim.create("t2", bundle("exit 0"))
+    assert (await shim.state("t1")).status == 2  # running
+    await shim.rested()
+    limit.write_text("1")  # not even for a worker
+    asking = asyncio.create_task(shim.state("t1"))
+    await asyncio.sleep(0.5)
+    assert not asking.done()
+    limit.write_text("max")
+    assert (await asking).status == 2
+    await shim.run("t2", bundle("exit 5"))
+    assert (await shim.wait("t2")).exit_status == 5
+    await shim.kill("t1")
+    assert (await shim.wait("t1")).exit_status == 137
 
 
 async def test_at_the_limit_of_descriptors_what_is_new_is_refused_and_what_runs_goes_on(shim, bundle):

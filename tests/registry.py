@@ -1,6 +1,7 @@
 """Debian's docker-registry on a loopback port, and images pushed to it with skopeo."""
 
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -16,7 +17,8 @@ log: {{level: error, accesslog: {{disabled: true}}}}
 storage:
   filesystem: {{rootdirectory: {storage}}}
   delete: {{enabled: true}}
-http: {{addr: "127.0.0.1:{port}"}}
+http:
+  addr: "127.0.0.1:{port}"
 """
 _START_LIMIT_S = 20.0
 
@@ -54,18 +56,22 @@ class Registry:
 
 
 @contextmanager
-def docker_registry() -> Iterator[Registry]:
-    """A registry of the caller's own, ended and removed afterwards."""
+def docker_registry(*, certificate: Path | None = None, auth: str = "") -> Iterator[Registry]:
+    """A registry of the caller's own, ended and removed afterwards.
+
+    With *certificate*, a PEM file with its key, it speaks TLS; *auth* is that section of its configuration, in YAML.
+    """
     with tempfile.TemporaryDirectory(prefix="rtd-registry-") as directory:
         storage = Path(directory) / "storage"
         port = _free_port()
         config = Path(directory) / "config.yml"
-        config.write_text(_CONFIG.format(storage=storage, port=port))
+        tls = f"  tls: {{certificate: {certificate}, key: {certificate}}}\n" if certificate else ""
+        config.write_text(_CONFIG.format(storage=storage, port=port) + tls + (f"auth: {auth}\n" if auth else ""))
         process = subprocess.Popen(
             ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            _wait_until_it_answers(process, f"http://127.0.0.1:{port}/v2/")
+            _wait_until_it_answers(process, f"{'https' if certificate else 'http'}://127.0.0.1:{port}/v2/")
             yield Registry(port, storage)
         finally:
             process.kill()
@@ -81,10 +87,19 @@ def _wait_until_it_answers(process: "subprocess.Popen[bytes]", url: str) -> None
     deadline = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=1):
+            with urllib.request.urlopen(url, timeout=1, context=_unverified()):
                 return
         except urllib.error.HTTPError as exc:
             exc.close()
+            if exc.code == 401:
+                return
         except OSError:
             time.sleep(0.02)
     raise AssertionError("docker-registry did not answer")
+
+
+def _unverified() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

@@ -6,7 +6,7 @@ import secrets
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +40,7 @@ class Fault:
     gate: threading.Event | None = None  # answer only when it is set, after announcing it by `reached`
     reached: threading.Event = field(default_factory=threading.Event)
     no_ranges: bool = False
+    endless: bytes = b""  # a body of this again and again, of no length, until the client has had enough
     method: str = "GET"
     times: int = 1
 
@@ -181,6 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.gate:
             fault.reached.set()
             fault.gate.wait(30)
+        if fault.endless:
+            self._go_on(fault)
+            return
         if fault.status:
             self._answer(fault.status, fault.body or b"", fault.headers)
             return
@@ -229,6 +233,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data[:cut_at])
 
+    def _go_on(self, fault: Fault) -> None:
+        self.send_response(fault.status or 200)
+        for name, value in {"Connection": "close", **fault.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        while True:  # until it raises because nobody reads
+            self.wfile.write(fault.endless)
+
     def _challenge(self) -> str:
         registry = self.server.registry
         if registry.auth == "basic":
@@ -267,11 +280,14 @@ def _error(code: str, message: str) -> bytes:
     return json.dumps({"errors": [{"code": code, "message": message}]}).encode()
 
 
-def make_certificate(directory: Path, name: str = "certificate") -> Path:
+_EC = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+
+
+def make_certificate(directory: Path, name: str = "certificate", kind: Sequence[str] = _EC) -> Path:
     """Return a PEM file with a key and a certificate for 127.0.0.1 that it has signed itself."""
     key, path = directory / f"{name}.key", directory / f"{name}.pem"
     subprocess.run(
-        [*("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+        [*("openssl", "req", "-x509", "-newkey", *kind, "-nodes"),
          *("-keyout", key, "-out", path, "-days", "1", "-subj", "/CN=test"),
          *("-addext", "subjectAltName=IP:127.0.0.1")],
         check=True, capture_output=True, timeout=30,

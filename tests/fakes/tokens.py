@@ -51,7 +51,7 @@ class TokenServer(ThreadingHTTPServer):
             **{"iat": now, "nbf": now - 10, "exp": now + 60},
         }
         signed = f"{_encoded({'typ': 'JWT', 'alg': 'RS256', 'x5c': [chain]})}.{_encoded(claims)}"
-        command = ["openssl", "dgst", "-sha256", "-sign", self.certificate]
+        command = ["openssl", "dgst", "-sha256", "-sign", str(self.certificate)]
         signature = subprocess.run(command, input=signed.encode(), capture_output=True, check=True, timeout=30).stdout
         return f"{signed}.{_base64(signature)}"
 

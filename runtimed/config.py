@@ -78,6 +78,7 @@ class Registry:
     config_path: str = "/etc/runtimed/certs.d:/etc/containerd/certs.d:/etc/docker/certs.d"
     docker_config: str = "/root/.docker/config.json"  # for what docker login has stored; "": none
     connections: int = 4  # for one large layer that comes slowly by one
+    foreign_layers: bool = False  # pull and push those like others, from and to registries; never by their URLs
     credentials: Mapping[str, RegistryCredentials] = field(default_factory=dict)
 
 

@@ -84,9 +84,13 @@ class Puller:
         pool: Pool,
         repairer: Repairer | None = None,
         verifier: Verifier | None = None,
+        *,
+        foreign_layers: bool = False,
     ) -> None:
+        """With *foreign_layers* they are had from the source like others; else an image that has one is refused."""
         self._verifier = verifier or Verifier(ImageVerification(), content)
         self._content = content
+        self._foreign_layers = foreign_layers
         self._db = db
         self._snapshotters = snapshotters
         self._blobs = Blobs(content, db)
@@ -151,6 +155,7 @@ class Puller:
             fetch,
             lease,
             report,
+            foreign_layers=self._foreign_layers,
         )
 
 
@@ -226,7 +231,10 @@ class Visitor:
         fetch: Fetch,
         lease: str,
         report: Report,
+        *,
+        foreign_layers: bool,
     ) -> None:
+        self._foreign_layers = foreign_layers
         self._content = content
         self._unpacker = unpacker
         self._snapshotters = snapshotters
@@ -283,6 +291,8 @@ class Visitor:
     async def _image(self, descriptor: Descriptor, parents: tuple[str, ...], *, with_layers: bool) -> None:
         document = await self._document(descriptor, parents, manifest.MAX_SIZE)
         config, *layers = manifest.children(descriptor, document)
+        if self._foreign_layers:
+            layers = [manifest.distributable(layer) for layer in layers]
         below = (ref_of(descriptor),)
         unpacks: list[Unpack] = []
         parsed: manifest.ImageConfig | None = None

@@ -40,7 +40,9 @@ class _Node(msgspec.Struct, frozen=True):
 class Pusher:
     """Pushes images of the store."""
 
-    def __init__(self, content: Content, db: Database) -> None:
+    def __init__(self, content: Content, db: Database, *, foreign_layers: bool = False) -> None:
+        """With *foreign_layers* they are pushed, too; else a registry gets none, and wants none."""
+        self._foreign_layers = foreign_layers
         self._content = content
         self._db = db
 
@@ -81,7 +83,7 @@ class Pusher:
         data = await self._read(namespace, descriptor)
         entries = manifest.children(descriptor, data)
         if descriptor.media_type in manifest.MANIFESTS:
-            blobs = tuple(entry for entry in entries if not manifest.is_foreign(entry))
+            blobs = tuple(entry for entry in entries if self._foreign_layers or not manifest.is_foreign(entry))
             for blob in blobs:
                 await blocking(self._content.path, namespace, blob.digest)
             return _Node(descriptor, data, blobs=blobs)

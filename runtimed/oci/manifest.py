@@ -200,7 +200,10 @@ def check_layers(descriptor: Descriptor, layers: Sequence[Descriptor]) -> None:
             continue
         subject = f"manifest {descriptor.digest}: layer {layer.digest}"
         if is_foreign(layer):
-            raise Unimplemented(f"{subject} is foreign ({layer.media_type}): the registry does not have its bytes")
+            raise Unimplemented(
+                f"{subject} is foreign ({layer.media_type}): its bytes are elsewhere; if your registry has them, set"
+                " registry.foreign_layers"
+            )
         if layer.media_type.endswith("+encrypted"):
             raise Unimplemented(f"{subject} is encrypted ({layer.media_type[:128]}); decrypt the image first")
         raise Unimplemented(f"{subject} is of media type {layer.media_type[:128]!r}, which is not an image layer")
@@ -209,6 +212,14 @@ def check_layers(descriptor: Descriptor, layers: Sequence[Descriptor]) -> None:
 def is_foreign(descriptor: Descriptor) -> bool:
     """Say whether the bytes of a layer are kept outside of registries (Windows base layers)."""
     return bool(_FOREIGN.fullmatch(descriptor.media_type))
+
+
+def distributable(descriptor: Descriptor) -> Descriptor:
+    """Return the descriptor of a foreign layer as that of any other, without URLs; those of others as they are."""
+    if not is_foreign(descriptor):
+        return descriptor
+    plain = descriptor.media_type.replace(".rootfs.foreign.", ".rootfs.").replace(".nondistributable.", ".")
+    return msgspec.structs.replace(descriptor, media_type=plain, urls=())
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Blobs and manifests into a registry (OCI distribution-spec, "Push")."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from enum import StrEnum
 from urllib.parse import quote
 
@@ -41,10 +41,27 @@ async def push_blob(client: RegistryClient, descriptor: Descriptor, open: Open, 
     Raises:
         NotFound, Unauthenticated, PermissionDenied, Unavailable: as :meth:`RegistryClient.get`.
     """
+    return await _persistently(client, lambda: _push_blob(client, descriptor, open, mount_from))
+
+
+async def push_manifest(client: RegistryClient, descriptor: Descriptor, data: bytes, name: str) -> Outcome:
+    """Put the manifest or index *data* under *name*, a tag or its digest, unless that is what is there.
+
+    Everything that it refers to must be there before. What says that it is about another is entered in the list of what
+    is about that, if the registry does not do so itself. Tried again as :func:`push_blob`.
+
+    Raises:
+        DataLoss: the registry says that it has stored something else.
+        NotFound, Unauthenticated, PermissionDenied, Unavailable: as :meth:`RegistryClient.get`.
+    """
+    return await _persistently(client, lambda: _push_manifest(client, descriptor, data, name))
+
+
+async def _persistently(client: RegistryClient, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
     failures = 0
     while True:
         try:
-            return await _push_blob(client, descriptor, open, mount_from)
+            return await attempt()
         except Unavailable as exc:
             if isinstance(exc.__cause__, aiohttp.ClientConnectorError):
                 raise  # nobody there: the user should hear it at once
@@ -52,15 +69,7 @@ async def push_blob(client: RegistryClient, descriptor: Descriptor, open: Open, 
             await client.patience.wait(failures, exc)
 
 
-async def push_manifest(client: RegistryClient, descriptor: Descriptor, data: bytes, name: str) -> Outcome:
-    """Put the manifest or index *data* under *name*, a tag or its digest, unless that is what is there.
-
-    Everything that it refers to must be there before.
-
-    Raises:
-        DataLoss: the registry says that it has stored something else.
-        NotFound, Unauthenticated, PermissionDenied, Unavailable: as :meth:`RegistryClient.get`.
-    """
+async def _push_manifest(client: RegistryClient, descriptor: Descriptor, data: bytes, name: str) -> Outcome:
     url = client.url("manifests", name)
     there = await client.send("HEAD", url, accepted={200, 404}, headers={"Accept": descriptor.media_type})
     if there.status == 200 and there.headers.get("Docker-Content-Digest") == descriptor.digest:

@@ -30,6 +30,11 @@ class Registries:
         self._settings = settings or config.Registry(config_path="", docker_config="")
         self._stored = credentials.Stored(self._settings)
 
+    @property
+    def foreign_layers(self) -> bool:
+        """Whether layers that are kept elsewhere, by what an image says, are pulled and pushed like others."""
+        return self._settings.foreign_layers
+
     async def client(
         self,
         reference: Reference,

@@ -74,8 +74,9 @@ class TransferService(TransferServicer):
         self._pool = pool
         self._streams = streams
         self._events = events
-        self.puller = Puller(content, db, snapshotters, pool, repairer, verifier)
-        self._pusher = Pusher(content, db)
+        foreign = self._registries.foreign_layers
+        self.puller = Puller(content, db, snapshotters, pool, repairer, verifier, foreign_layers=foreign)
+        self._pusher = Pusher(content, db, foreign_layers=foreign)
         self._importer = Importer(content, db, self.puller)
         self._exporter = Exporter(content, db)
 

@@ -1,21 +1,26 @@
 """Pushes into Debian's docker-registry, read back by skopeo and by ourselves."""
 
 import json
+import random
 import subprocess
 import urllib.request
 
 import pytest
+from yarl import URL
 
 from runtimed.errors import NotFound, Unavailable
 from runtimed.images.progress import Progress
+from runtimed.images.pull import Puller
 from runtimed.images.push import Pusher
 from runtimed.metadata import images, leases
 from runtimed.metadata.images import Image
 from runtimed.oci import platform as platforms
 from runtimed.oci.reference import parse
-from runtimed.registry import pusher
-from runtimed.registry.client import RegistryClient
+from runtimed.registry import pusher, referrers
+from runtimed.registry.client import RegistryClient, Sent
+from runtimed.registry.host import HostClient
 from tests.fakes.registry import FakeRegistry, serving
+from tests.images.layouts import OCI_MANIFEST, Layer
 from tests.integration.images.conftest import IMPATIENT
 
 pytestmark = pytest.mark.root
@@ -23,8 +28,8 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def push(store):
-    async def push(name, reference, wanted=(), heard=None):
-        worker = Pusher(store.content, store.db)
+    async def push(name, reference, wanted=(), heard=None, **options):
+        worker = Pusher(store.content, store.db, **options)
         target = parse(reference)
         mounts = await worker.mounts("ns", name, target)
         client = RegistryClient(target, patience=IMPATIENT, push_scopes=pusher.scopes(target.repository, mounts))
@@ -42,6 +47,11 @@ def skopeo_raw(reference):
 def skopeo_copy(reference, directory):
     copy = ["skopeo", "--insecure-policy", "copy", "-q", "--all", "--src-tls-verify=false"]
     subprocess.run([*copy, f"docker://{reference}", f"oci:{directory}:1"], check=True, timeout=60)
+
+
+def skopeo_push_schema2(layout, reference):
+    copy = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", "--format", "v2s2"]
+    subprocess.run([*copy, f"oci:{layout.root}:1", f"docker://{reference}"], check=True, timeout=60)
 
 
 def repositories(registry):
@@ -160,3 +170,105 @@ async def test_while_it_runs_a_lease_holds_the_image(store, layout, push):
         with pytest.raises(Exception, match="access denied"):
             await worker.push("ns", name, client, [], look)
     assert image.target.digest in held
+
+
+# -- kinds of images
+
+
+async def test_an_image_in_dockers_format_stays_in_it(store, layout, push, registry):
+    layout.image("1", [layout.layer({"a": b"1"})])
+    source = f"{registry.host}/push/schema2:1"
+    skopeo_push_schema2(layout, source)
+    await store.pull(source)
+    await push(source, f"{registry.host}/push/schema2-again:1")
+    assert skopeo_raw(f"{registry.host}/push/schema2-again:1") == skopeo_raw(source)
+    assert b"distribution.manifest.v2" in skopeo_raw(source)
+
+
+async def test_a_manifest_of_almost_4_mib_goes_there_and_back(store, layout, push, registry):
+    layout.image("1", [layout.layer({"a": b"1"})], annotations={"x": "y" * ((4 << 20) - 2000)})
+    name = await pulled(store, layout)
+    target = f"{registry.host}/push/large:1"
+    root = await push(name, target)
+    assert (4 << 20) - 2000 < root.size < 4 << 20
+    assert (await store.pull(target)).image.target.digest == root.digest
+
+
+async def test_of_an_artifact_its_subject_lists_it(store, layout, push, registry):
+    """Debian's registry does not know the list of referrers: the tag that stands for it says it."""
+    image = layout.image("1", [layout.layer({"a": b"1"})])
+    name, repository = await pulled(store, layout), f"{registry.host}/push/subject"
+    await push(name, f"{repository}:1")
+    subject = {key: image[key] for key in ("mediaType", "digest", "size")}
+    for tag, kind in (("sbom", "text/spdx"), ("signature", "application/x-signature")):
+        document = {
+            **{"schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": kind, "subject": subject},
+            **{"config": layout.blob(b"{}", "application/vnd.oci.empty.v1+json")},
+            **{"layers": [layout.blob(tag.encode(), kind)], "annotations": {"made.by": tag}},
+        }
+        layout.tag("1", layout.json(document, OCI_MANIFEST))
+        for _ in range(2):  # the second time it is there, and in the list
+            await push(await pulled(store, layout), f"{repository}:{tag}")
+    async with RegistryClient(parse(f"{repository}:1")) as client:
+        found = await referrers.listed(client, image["digest"])
+        assert [(one.artifact_type, one.annotations) for one in found] == [
+            ("text/spdx", {"made.by": "sbom"}),
+            ("application/x-signature", {"made.by": "signature"}),
+        ]
+        assert len(await referrers.listed(client, image["digest"], "text/spdx")) == 1
+    assert (await store.pull(f"{repository}:sbom")).image.target.digest == found[0].digest
+
+
+async def test_a_foreign_layer_is_taken_like_another_where_that_is_allowed(store, layout, push, registry):
+    made = layout.layer({"a": b"1"})
+    foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+    layout.image("1", [Layer({**made.descriptor, "mediaType": foreign}, made.diff_id)])
+    store.puller = Puller(
+        store.content, store.db, {store.snapshots.name: store.snapshots}, store.pool, foreign_layers=True
+    )
+    with serving(layout.root, "app") as source:
+        name = f"{source.host}/app:1"
+        await store.pull(name)
+    assert store.files(made.diff_id) == {"a": b"1"}
+    target = f"{registry.host}/push/foreign:1"
+    await push(name, target, foreign_layers=True)
+    assert registry.blob(made.digest).exists()
+
+
+async def test_a_blob_too_large_for_one_request_goes_in_chunks(store, layout, push, registry, monkeypatch):
+    """As behind a proxy with a limit: the first upload, of a whole blob, is refused with 413."""
+    monkeypatch.setattr(pusher, "_CHUNK", 100_000)
+    layer = layout.layer({"a": random.Random(1).randbytes(350_000)}, compression="")
+    layout.image("1", [layer])
+    name = await pulled(store, layout)
+    real = HostClient.send
+    limited: list[URL] = []
+
+    async def send(self, method, url, **options):
+        if method == "PUT" and options.get("length", 0) > 100_000:
+            limited.append(url)
+            return Sent(413, {}, url)
+        return await real(self, method, url, **options)
+
+    monkeypatch.setattr(HostClient, "send", send)
+    await push(name, f"{registry.host}/push/chunks:1")
+    assert len(limited) == 1
+    assert registry.blob(layer.digest).read_bytes() == layout.path(layer.digest).read_bytes()
+
+
+async def test_a_manifest_that_is_refused_for_the_moment_is_sent_again(store, layout, push, registry, monkeypatch):
+    layout.image("1", [layout.layer({"a": b"1"})])
+    name = await pulled(store, layout)
+    real = HostClient.send
+    refused: list[URL] = []
+
+    async def send(self, method, url, **options):
+        if method == "PUT" and url.path.endswith("/manifests/1") and len(refused) < 2:
+            refused.append(url)
+            raise Unavailable("busy")
+        return await real(self, method, url, **options)
+
+    monkeypatch.setattr(HostClient, "send", send)
+    await push(name, f"{registry.host}/push/busy:1")
+    assert len(refused) == 2
+    assert skopeo_raw(f"{registry.host}/push/busy:1")

@@ -183,6 +183,16 @@ class Graph:
         steps.append((state[0], ""))
         return steps[::-1]
 
+    def below(self, node: Node) -> set[Node]:
+        """Return *node* and all that it refers to, directly or not."""
+        found, pending = {node}, [node]
+        while pending:
+            for edge in self._edges.get(pending.pop(), ()):
+                if edge.to not in found:
+                    found.add(edge.to)
+                    pending.append(edge.to)
+        return found
+
     def nodes(self) -> Iterator[Node]:
         """Yield every record that can be collected."""
         return iter(self._records)

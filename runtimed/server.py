@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +49,7 @@ from runtimed.doctor.doctor import Doctor
 from runtimed.errors import DataLoss, DeadlineExceeded, Internal, ResourceExhausted, RuntimedError, Unavailable
 from runtimed.events import EventBus
 from runtimed.images import pull
+from runtimed.images.accounting import account
 from runtimed.images.repair import Repairer
 from runtimed.images.verifying import Verifier
 from runtimed.metadata import facts
@@ -161,6 +163,7 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         cri = await kubernetes(
             config, database, content, snapshotters, transfer.puller, pool, tasks, events, collector.collect, held
         )
+        cri.core.repairer = repairer
         oci_runtimes = await versions
         _warn_of(oci_runtimes)
         doctor = Doctor(
@@ -185,8 +188,13 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
             (_service(mounts_pb2, "Mounts"), MountsService(mounts)),
             (_service(sandbox_pb2, "Store"), SandboxStoreService(database)),
             (_service(registry_pb2, "Registry"), RegistryService(registries)),
-            (_service(doctor_pb2, "Doctor"), DoctorService(doctor, snapshotters, pool, repairer)),
             (_service(sandbox_pb2, "Controller"), SandboxControllerService(database, sandboxes)),
+            (
+                _service(doctor_pb2, "Doctor"),
+                DoctorService(
+                    doctor, snapshotters, pool, repairer, partial(account, config.root, database, content, snapshotters)
+                ),
+            ),
             (_service(events_service_pb2, "Events"), events_service.EventsService(events)),
             (_service(streaming_pb2, "Streaming"), StreamingService(streams)),
             (_service(transfer_pb2, "Transfer"), transfer),

@@ -25,33 +25,43 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19runtimed/api/doctor.proto\x12\x0bruntimed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13RepairLayersRequest\"B\n\x14RepairLayersResponse\x12*\n\x06layers\x18\x01 \x03(\x0b\x32\x1a.runtimed.v1.RepairedLayer\"P\n\rRepairedLayer\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x66ound\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\x14\n\x12\x43heckLayersRequest\"9\n\x13\x43heckLayersResponse\x12\"\n\x06layers\x18\x01 \x03(\x0b\x32\x12.runtimed.v1.Layer\"h\n\x05Layer\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\x1e\n\x0c\x43heckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"Y\n\rCheckResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.runtimed.v1.Finding\x12 \n\x05\x66\x61\x63ts\x18\x02 \x03(\x0b\x32\x11.runtimed.v1.Fact\"\x7f\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tion\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"4\n\x04\x46\x61\x63t\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0f\n\x07warning\x18\x03 \x01(\t2\xef\x01\n\x06\x44octor\x12>\n\x05\x43heck\x12\x19.runtimed.v1.CheckRequest\x1a\x1a.runtimed.v1.CheckResponse\x12P\n\x0b\x43heckLayers\x12\x1f.runtimed.v1.CheckLayersRequest\x1a .runtimed.v1.CheckLayersResponse\x12S\n\x0cRepairLayers\x12 .runtimed.v1.RepairLayersRequest\x1a!.runtimed.v1.RepairLayersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19runtimed/api/doctor.proto\x12\x0bruntimed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10\x44iskUsageRequest\"\xfe\x01\n\x11\x44iskUsageResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.runtimed.v1.ImageUsage\x12&\n\x05\x62lobs\x18\x02 \x01(\x0b\x32\x17.runtimed.v1.UsageGroup\x12(\n\x07ingests\x18\x03 \x01(\x0b\x32\x17.runtimed.v1.UsageGroup\x12\'\n\x06layers\x18\x04 \x01(\x0b\x32\x17.runtimed.v1.UsageGroup\x12\'\n\x06\x61\x63tive\x18\x05 \x01(\x0b\x32\x17.runtimed.v1.UsageGroup\x12\r\n\x05other\x18\x06 \x01(\x03\x12\r\n\x05total\x18\x07 \x01(\x03\"9\n\nUsageGroup\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06unused\x18\x03 \x01(\x03\"\xb1\x01\n\nImageUsage\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12+\n\x05names\x18\x02 \x03(\x0b\x32\x1c.runtimed.v1.ImageUsage.Name\x12\r\n\x05\x62lobs\x18\x03 \x01(\x03\x12\x0e\n\x06layers\x18\x04 \x01(\x03\x12\x0e\n\x06unique\x18\x05 \x01(\x03\x12\x0e\n\x06shared\x18\x06 \x01(\x03\x1a\'\n\x04Name\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x15\n\x13RepairLayersRequest\"B\n\x14RepairLayersResponse\x12*\n\x06layers\x18\x01 \x03(\x0b\x32\x1a.runtimed.v1.RepairedLayer\"P\n\rRepairedLayer\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x66ound\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\x14\n\x12\x43heckLayersRequest\"9\n\x13\x43heckLayersResponse\x12\"\n\x06layers\x18\x01 \x03(\x0b\x32\x12.runtimed.v1.Layer\"h\n\x05Layer\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\x1e\n\x0c\x43heckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"Y\n\rCheckResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.runtimed.v1.Finding\x12 \n\x05\x66\x61\x63ts\x18\x02 \x03(\x0b\x32\x11.runtimed.v1.Fact\"\x7f\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tion\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"4\n\x04\x46\x61\x63t\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0f\n\x07warning\x18\x03 \x01(\t2\xbb\x02\n\x06\x44octor\x12>\n\x05\x43heck\x12\x19.runtimed.v1.CheckRequest\x1a\x1a.runtimed.v1.CheckResponse\x12P\n\x0b\x43heckLayers\x12\x1f.runtimed.v1.CheckLayersRequest\x1a .runtimed.v1.CheckLayersResponse\x12S\n\x0cRepairLayers\x12 .runtimed.v1.RepairLayersRequest\x1a!.runtimed.v1.RepairLayersResponse\x12J\n\tDiskUsage\x12\x1d.runtimed.v1.DiskUsageRequest\x1a\x1e.runtimed.v1.DiskUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'runtimed.api.doctor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPAIRLAYERSREQUEST']._serialized_start=75
-  _globals['_REPAIRLAYERSREQUEST']._serialized_end=96
-  _globals['_REPAIRLAYERSRESPONSE']._serialized_start=98
-  _globals['_REPAIRLAYERSRESPONSE']._serialized_end=164
-  _globals['_REPAIREDLAYER']._serialized_start=166
-  _globals['_REPAIREDLAYER']._serialized_end=246
-  _globals['_CHECKLAYERSREQUEST']._serialized_start=248
-  _globals['_CHECKLAYERSREQUEST']._serialized_end=268
-  _globals['_CHECKLAYERSRESPONSE']._serialized_start=270
-  _globals['_CHECKLAYERSRESPONSE']._serialized_end=327
-  _globals['_LAYER']._serialized_start=329
-  _globals['_LAYER']._serialized_end=433
-  _globals['_CHECKREQUEST']._serialized_start=435
-  _globals['_CHECKREQUEST']._serialized_end=465
-  _globals['_CHECKRESPONSE']._serialized_start=467
-  _globals['_CHECKRESPONSE']._serialized_end=556
-  _globals['_FINDING']._serialized_start=558
-  _globals['_FINDING']._serialized_end=685
-  _globals['_FACT']._serialized_start=687
-  _globals['_FACT']._serialized_end=739
-  _globals['_DOCTOR']._serialized_start=742
-  _globals['_DOCTOR']._serialized_end=981
+  _globals['_DISKUSAGEREQUEST']._serialized_start=75
+  _globals['_DISKUSAGEREQUEST']._serialized_end=93
+  _globals['_DISKUSAGERESPONSE']._serialized_start=96
+  _globals['_DISKUSAGERESPONSE']._serialized_end=350
+  _globals['_USAGEGROUP']._serialized_start=352
+  _globals['_USAGEGROUP']._serialized_end=409
+  _globals['_IMAGEUSAGE']._serialized_start=412
+  _globals['_IMAGEUSAGE']._serialized_end=589
+  _globals['_IMAGEUSAGE_NAME']._serialized_start=550
+  _globals['_IMAGEUSAGE_NAME']._serialized_end=589
+  _globals['_REPAIRLAYERSREQUEST']._serialized_start=591
+  _globals['_REPAIRLAYERSREQUEST']._serialized_end=612
+  _globals['_REPAIRLAYERSRESPONSE']._serialized_start=614
+  _globals['_REPAIRLAYERSRESPONSE']._serialized_end=680
+  _globals['_REPAIREDLAYER']._serialized_start=682
+  _globals['_REPAIREDLAYER']._serialized_end=762
+  _globals['_CHECKLAYERSREQUEST']._serialized_start=764
+  _globals['_CHECKLAYERSREQUEST']._serialized_end=784
+  _globals['_CHECKLAYERSRESPONSE']._serialized_start=786
+  _globals['_CHECKLAYERSRESPONSE']._serialized_end=843
+  _globals['_LAYER']._serialized_start=845
+  _globals['_LAYER']._serialized_end=949
+  _globals['_CHECKREQUEST']._serialized_start=951
+  _globals['_CHECKREQUEST']._serialized_end=981
+  _globals['_CHECKRESPONSE']._serialized_start=983
+  _globals['_CHECKRESPONSE']._serialized_end=1072
+  _globals['_FINDING']._serialized_start=1074
+  _globals['_FINDING']._serialized_end=1201
+  _globals['_FACT']._serialized_start=1203
+  _globals['_FACT']._serialized_end=1255
+  _globals['_DOCTOR']._serialized_start=1258
+  _globals['_DOCTOR']._serialized_end=1573
 # @@protoc_insertion_point(module_scope)

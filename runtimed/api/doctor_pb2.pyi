@@ -9,6 +9,61 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class DiskUsageRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DiskUsageResponse(_message.Message):
+    __slots__ = ("images", "blobs", "ingests", "layers", "active", "other", "total")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    INGESTS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[ImageUsage]
+    blobs: UsageGroup
+    ingests: UsageGroup
+    layers: UsageGroup
+    active: UsageGroup
+    other: int
+    total: int
+    def __init__(self, images: _Optional[_Iterable[_Union[ImageUsage, _Mapping]]] = ..., blobs: _Optional[_Union[UsageGroup, _Mapping]] = ..., ingests: _Optional[_Union[UsageGroup, _Mapping]] = ..., layers: _Optional[_Union[UsageGroup, _Mapping]] = ..., active: _Optional[_Union[UsageGroup, _Mapping]] = ..., other: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class UsageGroup(_message.Message):
+    __slots__ = ("count", "size", "unused")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    size: int
+    unused: int
+    def __init__(self, count: _Optional[int] = ..., size: _Optional[int] = ..., unused: _Optional[int] = ...) -> None: ...
+
+class ImageUsage(_message.Message):
+    __slots__ = ("digest", "names", "blobs", "layers", "unique", "shared")
+    class Name(_message.Message):
+        __slots__ = ("namespace", "name")
+        NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        namespace: str
+        name: str
+        def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    UNIQUE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    names: _containers.RepeatedCompositeFieldContainer[ImageUsage.Name]
+    blobs: int
+    layers: int
+    unique: int
+    shared: int
+    def __init__(self, digest: _Optional[str] = ..., names: _Optional[_Iterable[_Union[ImageUsage.Name, _Mapping]]] = ..., blobs: _Optional[int] = ..., layers: _Optional[int] = ..., unique: _Optional[int] = ..., shared: _Optional[int] = ...) -> None: ...
+
 class RepairLayersRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

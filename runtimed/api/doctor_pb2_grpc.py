@@ -49,6 +49,11 @@ class DoctorStub:
                 request_serializer=runtimed_dot_api_dot_doctor__pb2.RepairLayersRequest.SerializeToString,
                 response_deserializer=runtimed_dot_api_dot_doctor__pb2.RepairLayersResponse.FromString,
                 _registered_method=True)
+        self.DiskUsage = channel.unary_unary(
+                '/runtimed.v1.Doctor/DiskUsage',
+                request_serializer=runtimed_dot_api_dot_doctor__pb2.DiskUsageRequest.SerializeToString,
+                response_deserializer=runtimed_dot_api_dot_doctor__pb2.DiskUsageResponse.FromString,
+                _registered_method=True)
 
 
 class DoctorServicer:
@@ -75,6 +80,13 @@ class DoctorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiskUsage(self, request, context):
+        """Measures what is on disk, of all namespaces. Goes through every directory of the root.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DoctorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_DoctorServicer_to_server(servicer, server):
                     servicer.RepairLayers,
                     request_deserializer=runtimed_dot_api_dot_doctor__pb2.RepairLayersRequest.FromString,
                     response_serializer=runtimed_dot_api_dot_doctor__pb2.RepairLayersResponse.SerializeToString,
+            ),
+            'DiskUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiskUsage,
+                    request_deserializer=runtimed_dot_api_dot_doctor__pb2.DiskUsageRequest.FromString,
+                    response_serializer=runtimed_dot_api_dot_doctor__pb2.DiskUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class Doctor:
             '/runtimed.v1.Doctor/RepairLayers',
             runtimed_dot_api_dot_doctor__pb2.RepairLayersRequest.SerializeToString,
             runtimed_dot_api_dot_doctor__pb2.RepairLayersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiskUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtimed.v1.Doctor/DiskUsage',
+            runtimed_dot_api_dot_doctor__pb2.DiskUsageRequest.SerializeToString,
+            runtimed_dot_api_dot_doctor__pb2.DiskUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

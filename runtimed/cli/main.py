@@ -37,6 +37,7 @@ _COMMANDS = {
     "rmi": "images",
     "inspect": "inspect",
     "events": "events",
+    "df": "df",
     "snapshots": "snapshots",
     "gc": "gc",
     "info": "server",

@@ -19,6 +19,7 @@ from runtimed.cri.records import ContainerRecord, SandboxRecord
 from runtimed.cri.sampler import Sampler
 from runtimed.cri.state import Sandbox, State
 from runtimed.errors import NotFound
+from runtimed.images.repair import Repairer
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.mounts import Mount
@@ -44,6 +45,7 @@ class Core:
     state: State = field(default_factory=State)
     events: ContainerEvents = field(default_factory=ContainerEvents)
     operations: Operations = field(default_factory=Operations)
+    repairer: Repairer | None = None
     _pause: Image | None = None
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -66,6 +68,8 @@ class Core:
 
     async def prepare(self, snapshotter: str, key: str, parent: str, lease: str) -> Sequence[Mount]:
         """Begin the writable layer *key*, held by *lease*; return its mounts. Raises NotFound: no such parent."""
+        if self.repairer:
+            await self.repairer.ensure(NAMESPACE, self.snapshots(snapshotter), parent)
         return await blocking(self.snapshots(snapshotter).prepare, NAMESPACE, key, parent, {}, lease)
 
     async def remove_snapshot(self, snapshotter: str, key: str, lease: str) -> None:

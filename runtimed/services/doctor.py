@@ -1,11 +1,12 @@
 """The Doctor service, which is ours alone."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from runtimed.api import doctor_pb2 as pb
 from runtimed.api.doctor_pb2_grpc import DoctorServicer
 from runtimed.doctor.doctor import Doctor
 from runtimed.errors import DataLoss, NotFound
+from runtimed.images.accounting import Accounts
 from runtimed.images.checking import check_layers
 from runtimed.images.repair import Repairer
 from runtimed.metadata.snapshots import Snapshots
@@ -18,11 +19,19 @@ from runtimed.workers.pool import Pool
 class DoctorService(DoctorServicer):
     """Needs no namespace: what is stray may belong to any, or to none."""
 
-    def __init__(self, doctor: Doctor, snapshotters: Mapping[str, Snapshots], pool: Pool, repairer: Repairer) -> None:
+    def __init__(
+        self,
+        doctor: Doctor,
+        snapshotters: Mapping[str, Snapshots],
+        pool: Pool,
+        repairer: Repairer,
+        account: Callable[[], Awaitable[Accounts]],
+    ) -> None:
         self._doctor = doctor
-        self._repairer = repairer
         self._snapshotters = snapshotters
         self._pool = pool
+        self._repairer = repairer
+        self._account = account
 
     async def Check(self, request: pb.CheckRequest, context: Context) -> pb.CheckResponse:
         findings = await self._doctor.check(repair=request.repair)
@@ -68,4 +77,21 @@ class DoctorService(DoctorServicer):
                 except DataLoss as exc:
                     error = str(exc)
                 response.layers.add(snapshotter=snapshots.name, name=row.key, found=found, error=error)
+        return response
+
+    async def DiskUsage(self, request: pb.DiskUsageRequest, context: Context) -> pb.DiskUsageResponse:
+        found = await self._account()
+        response = pb.DiskUsageResponse(other=found.other, total=found.total)
+        for name in ("blobs", "ingests", "layers", "active"):
+            group = getattr(found, name)
+            getattr(response, name).MergeFrom(pb.UsageGroup(count=group.count, size=group.size, unused=group.unused))
+        for image in found.images:
+            response.images.add(
+                digest=image.digest,
+                names=[pb.ImageUsage.Name(namespace=namespace, name=name) for namespace, name in image.names],
+                blobs=image.blobs,
+                layers=image.layers,
+                unique=image.unique,
+                shared=image.shared,
+            )
         return response

@@ -8,6 +8,7 @@ On disk, below the snapshotter's root (`runtimed/snapshots/directories.py` has t
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from runtimed.errors import Aborted, NotFound, os_errors
@@ -15,7 +16,7 @@ from runtimed.linux.syncfs import syncfs
 from runtimed.mounts import Mount
 from runtimed.snapshots.directories import Directories
 from runtimed.snapshots.records import Records, Snapshot
-from runtimed.snapshots.snapshotter import Info, Kind, Mounts, Usage
+from runtimed.snapshots.snapshotter import Info, Kind, Mounts, NotSupported, Usage
 from runtimed.snapshots.trees import opened
 
 
@@ -27,9 +28,14 @@ class WholeTrees(ABC):
         with os_errors(f"snapshotter root {str(root)!r}"):
             self._root = root.resolve()
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._records = Records(self._root)
             try:
                 self._check_supported()
+            except NotSupported:
+                with suppress(OSError):  # there is something in it, from a time when it was supported
+                    self._root.rmdir()
+                raise
+            self._records = Records(self._root)
+            try:
                 self._dirs = Directories(self._root, self._records, erase=self._erase)
             except BaseException:
                 self._records.close()

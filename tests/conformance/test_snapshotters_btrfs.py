@@ -71,8 +71,10 @@ def test_subvolumes_that_somebody_made_in_a_snapshot_go_with_it(snapshotter, dis
 
 
 def test_it_is_not_supported_elsewhere(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ext4") / "root"
     with pytest.raises(NotSupported, match="btrfs does not work on"):
-        BtrfsSnapshotter(tmp_path_factory.mktemp("ext4") / "root", BtrfsSnapshotter.Config())
+        BtrfsSnapshotter(root, BtrfsSnapshotter.Config())
+    assert not root.exists()
 
 
 def test_the_native_snapshotter_shares_blocks_where_the_file_system_can(disk, tmp_path):

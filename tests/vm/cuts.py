@@ -1,4 +1,4 @@
-"""What runs in the guests of test_cut.py: ``check`` what the last cut left, then pull until the power goes.
+"""What runs in the guests of test_cut.py: look at what the last cut left, then pull, commit, remove and collect.
 
 Images and files follow from a number, so that each boot knows what has to be there.
 """
@@ -82,6 +82,31 @@ def look_through(root: Path) -> int:
     return len(files)
 
 
+def commit(daemon: PrivateDaemon, number: int) -> None:
+    """Commit a snapshot of FILES files, as a client does that builds an image."""
+    metadata = (("containerd-namespace", daemon.namespace),)
+    marks = {"containerd.io/gc.root": "now"}
+    with grpc.insecure_channel(f"unix:{daemon.address}") as channel:
+        stub = SnapshotsStub(channel)
+        prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=f"build-{number}", labels=marks)
+        mounts = stub.Prepare(prepare, metadata=metadata).mounts
+        with mounted_temporarily([Mount(it.type, it.source, it.target, tuple(it.options)) for it in mounts]) as root:
+            for file in range(FILES):
+                path = root / f"image{number}/build/file{file}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content(str(path.relative_to(root))))
+        done = snapshots_pb2.CommitSnapshotRequest(
+            snapshotter="overlayfs", name=f"built-{number}", key=f"build-{number}", labels=marks
+        )
+        stub.Commit(done, metadata=metadata)
+
+
+def ways(daemon: PrivateDaemon) -> str:
+    """Say how many layers are files, and how many directories."""
+    snapshots = daemon.root / "snapshotters/overlayfs/snapshots"
+    return f"{len([*snapshots.glob('*/layer.erofs')])} files, {len([*snapshots.glob('*/fs')])} directories"
+
+
 @contextmanager
 def registry(numbers: range) -> Iterator[FakeRegistry]:
     """A registry with the images of *numbers*."""
@@ -93,8 +118,10 @@ def registry(numbers: range) -> Iterator[FakeRegistry]:
         yield running
 
 
-def main(first: int, acknowledged: list[str]) -> None:
+def main(first: int, promised: list[str]) -> None:
     """Check what is there, pull the image before *first* again, then *first* and more until the power goes."""
+    acknowledged = [name for name in promised if not name.startswith("built-")]
+    builds = [name for name in promised if name.startswith("built-")]
     daemons.START_LIMIT_S = 60.0
     DATA.mkdir(exist_ok=True)
     daemon = PrivateDaemon(DATA, namespace=NAMESPACE)
@@ -105,17 +132,32 @@ def main(first: int, acknowledged: list[str]) -> None:
         if first:
             listed = set(daemon.rctl("images", "-q").stdout.split())
             assert listed >= set(acknowledged), f"acknowledged, and gone: {set(acknowledged) - listed}"
-            say(f"found {sorted(committed(daemon).values())} files in the layers of {len(listed)} images")
+            counts = committed(daemon)
+            say(f"found {sorted(counts.values())} files in the layers of {len(listed)} images: {ways(daemon)}")
+            assert counts.keys() >= set(builds), f"committed, and gone: {set(builds) - counts.keys()}"
+            log = daemon.log.read_text()
+            assert "layers are checked when they are first used" in log, "the power cut was not noticed"
+            assert "layer is damaged" not in log, "a layer was committed before it was on disk"
             daemon.rctl("pull", f"{running.host}/cuts:image{first - 1}", timeout=120)
-            counts = sorted(committed(daemon).values())
-            assert counts.count(LAYERS * FILES) >= 1, f"the pull did not repair it: {counts}"
+            pulled = sorted(committed(daemon).values())
+            assert pulled.count(LAYERS * FILES) >= 1, f"the pull did not repair it: {pulled}"
             say("whole")
+        previous = ""
         for number in range(first, first + 3):
             reference = f"{running.host}/cuts:image{number}"
             say(f"pulling {number}")
             daemon.rctl("pull", reference, timeout=120)
             say(f"acknowledged {reference}")
-        say("pulled everything")
+            say(f"committing {number}")
+            commit(daemon, number)
+            say(f"built built-{number}")
+            if previous:
+                say(f"removing {previous}")
+                daemon.rctl("rmi", previous)
+                say("collecting")
+                daemon.rctl("gc", "run")
+            previous = reference
+        say(f"pulled everything: {ways(daemon)}")
         daemon.stop()
 
 

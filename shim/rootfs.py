@@ -1,11 +1,12 @@
 """The root file system of a container: mounted, and taken off again."""
 
 import errno
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from runtimed.errors import os_errors
+from runtimed.errors import InvalidArgument, os_errors
 from runtimed.linux.mount import UMOUNT_NOFOLLOW, umount2
 from runtimed.mounts import Mount, devices, mount_all, unmount_all
 from shim import cgroup, files
@@ -21,7 +22,12 @@ def prepare(options: Options, mounts: Sequence[pb.Mount], bundle: str) -> None:
     with os_errors(f"bundle {bundle}"):
         cgroup.note_others(bundle)
     options.write(bundle)
-    mount_all([Mount(m.type, m.source, m.target, tuple(m.options)) for m in mounts], Path(bundle, "rootfs"))
+    root = Path(bundle, "rootfs")
+    mount_all([Mount(m.type, m.source, m.target, tuple(m.options)) for m in mounts], root)
+    # runc makes /dev/fd and the like where a link leads, which may be on the host (CVE-2026-41579). No image needs it.
+    for name in ("dev", "proc", "sys"):
+        if os.path.islink(f"{root}/{name}"):  # noqa: PTH114 - a system call, and no object
+            raise InvalidArgument(f"/{name} of the root file system is a symbolic link: no container is made of that")
 
 
 def is_unmounted(path: str) -> bool:

@@ -23,6 +23,7 @@ from tests.images.busybox import PLATFORM
 from tests.images.layouts import Layout
 
 LAYERS, FILES = 3, 60
+ROOT = {"containerd.io/gc.root": "now"}
 NAMESPACE = "rtd-cuts"
 DATA = Path("/data/runtimed")
 STATE = Path("/run/rtd-cuts")  # in memory, as /run is
@@ -61,7 +62,9 @@ def committed(daemon: PrivateDaemon) -> dict[str, int]:
         for number, info in enumerate(infos):
             if info.kind != snapshots_pb2.COMMITTED:
                 continue
-            view = snapshots_pb2.ViewSnapshotRequest(snapshotter="overlayfs", key=f"look-{number}", parent=info.name)
+            view = snapshots_pb2.ViewSnapshotRequest(
+                snapshotter="overlayfs", key=f"look-{number}", parent=info.name, labels=ROOT
+            )
             mounts = stub.View(view, metadata=metadata).mounts
             with mounted_temporarily(
                 [Mount(it.type, it.source, it.target, tuple(it.options)) for it in mounts]
@@ -85,10 +88,9 @@ def look_through(root: Path) -> int:
 def commit(daemon: PrivateDaemon, number: int) -> None:
     """Commit a snapshot of FILES files, as a client does that builds an image."""
     metadata = (("containerd-namespace", daemon.namespace),)
-    marks = {"containerd.io/gc.root": "now"}
     with grpc.insecure_channel(f"unix:{daemon.address}") as channel:
         stub = SnapshotsStub(channel)
-        prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=f"build-{number}", labels=marks)
+        prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=f"build-{number}", labels=ROOT)
         mounts = stub.Prepare(prepare, metadata=metadata).mounts
         with mounted_temporarily([Mount(it.type, it.source, it.target, tuple(it.options)) for it in mounts]) as root:
             for file in range(FILES):
@@ -96,7 +98,7 @@ def commit(daemon: PrivateDaemon, number: int) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content(str(path.relative_to(root))))
         done = snapshots_pb2.CommitSnapshotRequest(
-            snapshotter="overlayfs", name=f"built-{number}", key=f"build-{number}", labels=marks
+            snapshotter="overlayfs", name=f"built-{number}", key=f"build-{number}", labels=ROOT
         )
         stub.Commit(done, metadata=metadata)
 

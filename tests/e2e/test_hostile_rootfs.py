@@ -19,7 +19,11 @@ def test_nothing_is_made_or_mounted_where_a_link_leads(daemon: PrivateDaemon, tm
     outside.mkdir()
     (outside / "mark").write_text("host")
     layout = Layout(tmp_path / "layout")
-    programs = {"bin/busybox": Path("/bin/busybox").read_bytes(), "bin/sh": "busybox", "bin/ls": "busybox"}
+    programs: dict[str, bytes | str] = {
+        "bin/busybox": Path("/bin/busybox").read_bytes(),
+        "bin/sh": "busybox",
+        "bin/ls": "busybox",
+    }
     layer = layout.layer({**programs, name: str(outside)}, "")
     layout.image(name, [layer], platform=PLATFORM, run={"Env": ["PATH=/bin"]})
     before = Path("/proc/self/mountinfo").read_text().count(str(outside))

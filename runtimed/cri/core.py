@@ -117,6 +117,13 @@ class Core:
                 await asyncio.wait(left)
 
 
+async def all_of(*coroutines: Coroutine[Any, Any, Any]) -> None:
+    """Run them at once, each to its end; the first failure, if there was one, is what the caller hears then."""
+    for result in await asyncio.gather(*coroutines, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
 async def together(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
     """Run them at once and return their results; the first failure, not a group of them, is what the caller hears.
 

@@ -15,12 +15,13 @@ import msgspec
 from runtimed import labels
 from runtimed.cri.images import NAMESPACE
 from runtimed.errors import NotFound
-from runtimed.metadata import containers, leases
+from runtimed.metadata import containers, leases, sandboxes
 from runtimed.metadata.containers import Container, Opaque
 from runtimed.metadata.db import Tx, frees
 
 KIND = "io.cri-containerd.kind"
 SANDBOX, CONTAINER = "sandbox", "container"
+_SANDBOXER = "podsandbox"  # containerd's name for a pod held by a pause process
 _EXTENSIONS = {SANDBOX: "runtimed.io/cri.sandbox", CONTAINER: "runtimed.io/cri.container"}
 
 
@@ -35,6 +36,7 @@ class SandboxRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     network: dict[str, Any] | None = None  # what it is, or may be, attached to
     result: dict[str, Any] | None = None  # of ADD
     ips: list[str] = []
+    is_made: bool = False  # it was all there, and only its first process had to be started
     is_stopped: bool = False
     is_named: bool = True  # False: what is left of one that could not be made
 
@@ -85,9 +87,13 @@ def marks(kind: str, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def create_sandbox(tx: Tx, container: Container) -> None:
-    """Add the record of a pod and its lease."""
+    """Add the record of a pod, its lease, and what containerd's clients see of it among the sandboxes."""
     leases.create(tx, NAMESPACE, leases.Lease(id=container.id, labels={labels.GC_FLAT: "true"}))
     containers.create(tx, NAMESPACE, container)
+    sandbox = sandboxes.Sandbox(
+        id=container.id, runtime=container.runtime, sandboxer=_SANDBOXER, labels=container.labels
+    )
+    sandboxes.create(tx, NAMESPACE, sandbox)
 
 
 def create_container(tx: Tx, container: Container) -> None:
@@ -105,9 +111,11 @@ def update(tx: Tx, id: str, record: SandboxRecord | ContainerRecord) -> None:
 
 @frees
 def delete(tx: Tx, id: str) -> None:
-    """Delete a record, and the lease of that name if there is one; fine if they are gone."""
+    """Delete a record, and the lease and sandbox of that name if there are; fine if they are gone."""
     with suppress(NotFound):
         containers.delete(tx, NAMESPACE, id)
+    with suppress(NotFound):
+        sandboxes.delete(tx, NAMESPACE, id)
     with suppress(NotFound):
         leases.delete(tx, NAMESPACE, id)
 

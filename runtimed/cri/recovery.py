@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import shutil
+from pathlib import Path
 
 import msgspec
 from google.protobuf.message import DecodeError
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import container_exit, records
+from runtimed.cri import container_exit, ending, records, sandbox_files
 from runtimed.cri.core import Core
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.records import ContainerRecord, SandboxRecord
@@ -38,11 +39,28 @@ async def recover(core: Core) -> None:
         async with turns:
             process = await _process(core, one.id)
         if isinstance(one, Sandbox):
-            _take_sandbox(one, process)
+            _take_sandbox(core, one, process)
         else:
             _take_container(core, one, process)
 
     await asyncio.gather(*map(take, core.state.sandboxes), *map(take, core.state.containers))
+    core.spawn(_sweep(core))
+
+
+async def _sweep(core: Core) -> None:
+    """Remove what belongs to no pod: it was being made or removed when the daemon ended."""
+    ids = {one.id for one in core.state.sandboxes} | core.state.coming.keys()
+    for path in await blocking(core.network.namespaces):
+        if Path(path).name not in ids | core.state.coming.keys():
+            await core.network.delete_netns(path)
+    for directory in await blocking(_directories, core.directory / "sandboxes"):
+        if directory.name not in ids | core.state.coming.keys():
+            await blocking(sandbox_files.delete, directory)
+    await core.network.collect([one.id for one in core.state.sandboxes if one.record.network])
+
+
+def _directories(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else []
 
 
 def _load(core: Core, container: containers.Container) -> None:
@@ -77,10 +95,14 @@ async def _process(core: Core, id: str) -> Process | None:
         return Process(container_id=id)
 
 
-def _take_sandbox(sandbox: Sandbox, process: Process | None) -> None:
-    is_running = process is not None and process.status in (Status.RUNNING, Status.PAUSED)
-    if process is not None and is_running and not sandbox.record.is_stopped:
+def _take_sandbox(core: Core, sandbox: Sandbox, process: Process | None) -> None:
+    if process is None:
+        return
+    is_running = process.status in (Status.RUNNING, Status.PAUSED)
+    if is_running and sandbox.record.is_made and not sandbox.record.is_stopped:
         sandbox.is_ready, sandbox.pid = True, process.pid
+    elif process.status is not Status.UNKNOWN:
+        core.spawn(ending.end(core, sandbox.id))
 
 
 def _take_container(core: Core, container: Container, process: Process | None) -> None:

@@ -68,6 +68,7 @@ async def _run(core: Core, sandbox: Sandbox, handler: Handler) -> str:
         steps.undo("end the pause process", ending.end, core, sandbox.id)
         # The process is made while the plugins work: it needs the namespace, not what will be in it.
         await together(_attach(core, sandbox), _create_pause(core, sandbox, image))
+        record.is_made = True
         await together(core.tasks.start(NAMESPACE, sandbox.id, ""), core.save(sandbox.id, record))
         steps.commit()
     del core.state.coming[sandbox.id]

@@ -7,7 +7,7 @@ from runtimed.cri import ending, records, sandbox_files
 from runtimed.cri.cni import NetworkList
 from runtimed.cri.container_remove import remove_container
 from runtimed.cri.container_stop import stop_at_once
-from runtimed.cri.core import Core, together
+from runtimed.cri.core import Core, all_of
 from runtimed.cri.sandbox_status import publish
 from runtimed.cri.state import Sandbox
 from runtimed.threads import blocking
@@ -38,8 +38,8 @@ async def _stop(core: Core, sandbox: Sandbox) -> None:
         sandbox.is_stopping = True  # no containers from here on
         if sandbox.record.is_stopped and not sandbox.record.network and not sandbox.pid:
             return
-        await together(*(stop_at_once(core, container) for container in sandbox.containers.values()))
-        await together(_end_pause(core, sandbox), detach(core, sandbox))
+        await all_of(*(stop_at_once(core, container) for container in sandbox.containers.values()))
+        await all_of(_end_pause(core, sandbox), detach(core, sandbox))
         if sandbox.record.netns:
             await core.network.delete_netns(sandbox.record.netns)
         await blocking(sandbox_files.unmount, core.files(sandbox))

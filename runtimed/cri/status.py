@@ -48,8 +48,8 @@ def runtime_config(handlers: Handlers) -> pb.RuntimeConfigResponse:
 
 
 def _handler(name: str, handler: Handler) -> pb.RuntimeHandler:
-    # runc and crun have both since 1.1 and 1.8; a sandbox with a kernel of its own is not asked.
-    features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=handler.is_runc, user_namespaces=handler.is_runc)
+    # A kubelet refuses pods that need what is not told here before it asks for them. User namespaces are not offered.
+    features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=handler.is_runc)
     return pb.RuntimeHandler(name=name, features=features)
 
 

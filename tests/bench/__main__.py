@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import calls, commands, erofs, fleet, images, shims, soak
+from tests.bench import calls, commands, cri, erofs, fleet, images, shims, soak
 from tests.bench.samples import Row, machine, progress, table
 
 _SUITES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
@@ -21,6 +21,7 @@ _SUITES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "soak": soak.suite,
     "images": images.suite,
     "erofs": erofs.suite,
+    "cri": cri.suite,
 }
 _CHECKOUT = Path(__file__).parents[2]
 _PACKAGES = ("runtimed", "shim", "snapshotters")

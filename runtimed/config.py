@@ -20,7 +20,7 @@ BUILTIN = "builtin"  # a runtime whose shim is our own, forked from the warm par
 DEFAULT_RUNTIME = "io.containerd.runc.v2"
 DEFAULT_HANDLER = "runc"
 
-_LEVELS = ("debug", "info", "warning", "error")
+LEVELS = ("debug", "info", "warning", "error")
 _FORMATS = ("auto", "console", "json")
 
 
@@ -188,12 +188,33 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Confi
     else:
         table = _read(path or DEFAULT_PATH, ())
     _merge(table, overrides or {})
+    return parse(table)
+
+
+def parse(table: Mapping[str, Any]) -> Config:
+    """Return what *table*, nested as a file is, says. Raises InvalidArgument."""
     return _checked(_build(Config, table, ()))
 
 
-def dump(config: Config) -> str:
-    """Return *config* as a file that :func:`load` reads."""
-    return f"version = {VERSION}\n" + _dump_table(_as_table(config), ())
+def dump(config: Config, *, changes_only: bool = False) -> str:
+    """Return *config* as a file that :func:`load` reads; with *changes_only* what is as without a file is left out."""
+    table = _as_table(config)
+    if changes_only:
+        table = _changes(table, _as_table(parse({})))
+    return f"version = {VERSION}\n" + _dump_table(table, ())
+
+
+def _changes(table: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in usual:
+            changed[key] = value
+        elif isinstance(value, Mapping):
+            if below := _changes(value, usual[key]):
+                changed[key] = below
+        elif value != usual[key]:
+            changed[key] = value
+    return changed
 
 
 def _read(path: Path, importers: tuple[Path, ...]) -> dict[str, Any]:
@@ -221,12 +242,12 @@ def _read(path: Path, importers: tuple[Path, ...]) -> dict[str, Any]:
     except _BadKey as exc:
         raise InvalidArgument(f"{path}:{line_of(text, exc.key)}: {exc}") from None
     for pattern in imports:
-        for imported in _matching(path.parent, pattern):
+        for imported in matching(path.parent, pattern):
             _merge(table, _read(imported, (*importers, path)))
     return table
 
 
-def _matching(directory: Path, pattern: str) -> list[Path]:
+def matching(directory: Path, pattern: str) -> list[Path]:
     """Return the files that *pattern* names, in order; a pattern without wildcards names one, be it there or not."""
     if not any(wild in pattern for wild in "*?["):
         return [directory / pattern]
@@ -292,8 +313,8 @@ _KINDS = {str: "a string", int: "a whole number", bool: "true or false", Path: "
 def _checked(config: Config) -> Config:
     """Return *config* with what depends on other settings filled in. Raises InvalidArgument."""
     config = replace(config, address=config.address or str(config.state / "runtimed.sock"))
-    if config.log.level not in _LEVELS:
-        raise InvalidArgument(f"log.level: {config.log.level!r} is not one of {', '.join(_LEVELS)}")
+    if config.log.level not in LEVELS:
+        raise InvalidArgument(f"log.level: {config.log.level!r} is not one of {', '.join(LEVELS)}")
     if config.log.format not in _FORMATS:
         raise InvalidArgument(f"log.format: {config.log.format!r} is not one of {', '.join(_FORMATS)}")
     if not 1 <= config.workers.count <= 64:

@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         ("check", "say whether it can be used"),
     ):
         kinds.add_parser(name, parents=[flags], help=help)
+    migrate = kinds.add_parser(
+        "migrate",
+        parents=[flags],
+        help="print the configuration that a containerd's becomes; what it cannot take over is said on stderr",
+    )
+    migrate.add_argument(
+        "file", type=_absolute, nargs="?", metavar="CONTAINERD_FILE", help="default: /etc/containerd/config.toml"
+    )
     return parser
 
 
@@ -81,6 +89,13 @@ def _config(args: argparse.Namespace) -> int:
             _load(args)
             path = getattr(args, "config", config.DEFAULT_PATH)
             print(f"{path}: fine" if path.exists() else f"{path}: not there; the defaults are fine")
+        case "migrate":
+            from runtimed import containerd_config
+
+            migrated = containerd_config.migrate(args.file or containerd_config.DEFAULT_PATH)
+            print(migrated.text, end="")
+            for line in migrated.left:
+                print(f"runtimed: not taken over: {line}", file=sys.stderr)
     return 0
 
 

@@ -111,6 +111,36 @@ async def test_a_runtime_that_is_killed_while_it_creates_leaves_nothing_and_the_
     assert (await shim.wait("t1")).exit_status == 4
 
 
+@pytest.mark.parametrize("work", ["", 'runc "$@";'], ids=["before", "after"])
+@pytest.mark.parametrize("command", ["start", "exec", "delete"])
+async def test_a_runtime_that_is_killed_before_or_after_its_work_is_an_error_and_all_can_be_given_back(
+    shim, bundle, options, tmp_path, command, work
+):
+    program = tmp_path / "program"
+    once = f'case " $* " in *" {command} "*) mkdir {tmp_path}/once 2>/dev/null && {{ {work} kill -9 $$; }};; esac'
+    program.write_text(f'#!/bin/sh\n{once}\nexec runc "$@"\n')
+    program.chmod(0o755)
+    pid = (await shim.create("t1", bundle("exec sleep 300"), options=options(binary_name=str(program)))).pid
+    if command == "start":
+        with pytest.raises(RuntimedError, match="OCI runtime start failed"):
+            await shim.Start(pb.StartRequest(id="t1"))
+    else:
+        await shim.Start(pb.StartRequest(id="t1"))
+    if command == "exec":
+        await shim.exec("t1", "e1", "exec sleep 301")
+        with pytest.raises(RuntimedError, match="OCI runtime exec failed"):
+            await shim.Start(pb.StartRequest(id="t1", exec_id="e1"))
+        assert [entry.pid for entry in (await shim.Pids(pb.PidsRequest(id="t1"))).processes] == [pid]
+    await shim.kill("t1")
+    assert (await shim.wait("t1")).exit_status == 137
+    if command == "delete":
+        with pytest.raises(RuntimedError, match="OCI runtime delete failed"):
+            await shim.delete("t1")
+    assert (await shim.delete("t1")).exit_status == 137
+    assert shim.others() == []
+    assert shim.events.topics.count("/tasks/exit") == 1
+
+
 @pytest.fixture
 def process_limit():
     """Put processes into a cgroup that may have so many; a function returns the file of its limit."""

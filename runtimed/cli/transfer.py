@@ -284,10 +284,14 @@ async def _report(stream: _Stream, report: Callable[[types.Progress], None]) -> 
 
 async def _answer(stream: _Stream, reference: Reference, credentials: Credentials) -> None:
     """Answer questions for credentials, for the registry they were given for and no other (CVE-2020-15157)."""
+    # The daemon leaves out a port that goes without saying.
+    names = {reference.host, reference.host.removesuffix(":443"), reference.host.removesuffix(":80")}
+    if reference.host == "docker.io":
+        names |= _DOCKER_HOSTS
     async for message in stream:
         request = types.AuthRequest.FromString(message.value)
         answer = types.AuthResponse()
-        if request.host == reference.host or (reference.host == "docker.io" and request.host in _DOCKER_HOSTS):
+        if request.host in names:
             answer.authType = types.CREDENTIALS
             answer.username, answer.secret = credentials.username, credentials.secret
         else:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from runtimed.errors import FailedPrecondition, OutOfRange, Unavailable, os_errors
 from runtimed.oci import digest as digests
-from runtimed.workers import jobs, parts
+from runtimed.workers import jobs
 from runtimed.workers.answers import check_range, refusal
 from runtimed.workers.transport import Answer, Place, answer_of, connection_errors, too_slow
 from runtimed.workers.watchdog import MIN_RATE, WINDOW_S, Watchdog
@@ -39,6 +39,8 @@ def _download(job: jobs.Fetch, target: "_Target", watchdog: Watchdog) -> None:
     slow = _get(place, target, watchdog, job.connections > 1)
     if slow is None:
         return
+    from runtimed.workers import parts  # it takes a while to load, and most layers do not need it
+
     try:
         parts.download(slow, target, watchdog, job.connections)
     except parts.NoRanges:

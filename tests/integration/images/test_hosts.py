@@ -6,6 +6,7 @@ import pytest
 
 from runtimed import config
 from runtimed.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from runtimed.images.push import Pusher
 from runtimed.images.sources import RegistrySource
 from runtimed.oci.reference import parse
 from runtimed.registry.auth import Credentials
@@ -121,6 +122,17 @@ async def test_headers_and_credentials_are_for_whom_they_were_given(store, image
         assert {seen.headers.get("x-mirror") for seen in mirror.seen} == {"m"}
         assert not [seen for seen in mirror.seen if "Authorization" in seen.headers or "X-Client" in seen.headers]
         assert not [seen for seen in registry.seen if "x-mirror" in seen.headers]
+
+
+async def test_what_is_pushed_goes_to_who_takes_it(store, image, hosts, registry):
+    with serving(image.root, "app") as mirror:
+        text = f'server = "http://{registry.host}"\n[host."http://{mirror.host}"]\ncapabilities = ["pull", "resolve"]\n'
+        name = str((await pull(store, await hosts(store, text))).image.name)
+        before = len(mirror.seen)
+        client = (await hosts(store, text, "team.example/hosts/pushed:1"))._client
+        await Pusher(store.content, store.db).push("ns", name, client, [], lambda _: None)
+        assert len(mirror.seen) == before
+        await pull(store, await hosts(store, text, "team.example/hosts/pushed:1"))
 
 
 # -- TLS

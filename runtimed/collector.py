@@ -64,6 +64,11 @@ class Collector:
         self._retry_at: float | None = None
         self._is_closed = False
 
+    def configure(self, config: Gc) -> None:
+        """Take other settings from now on."""
+        self._config = config
+        self._wake.set()
+
     async def collect(self) -> None:
         """Return when a collection that began after this call has ended, with everything removed from disk.
 

@@ -7,7 +7,7 @@ key, so that a misspelt setting is never silently without effect.
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -202,6 +202,31 @@ def dump(config: Config, *, changes_only: bool = False) -> str:
     if changes_only:
         table = _changes(table, _as_table(parse({})))
     return f"version = {VERSION}\n" + _dump_table(table, ())
+
+
+RELOADED = ("log.level", "gc", "restart")  # settings and sections that SIGHUP takes over; the others need a restart
+
+
+def reloaded(current: Config, new: Config) -> tuple[Config, list[str], list[str]]:
+    """Return *current* with what a running daemon can take over of *new*.
+
+    And the settings that it has taken over, and those that are another in *new* and have to wait for a restart.
+    """
+    taken: list[str] = []
+    waiting: list[str] = []
+    for key in sorted(_leaves(_changes(_as_table(new), _as_table(current)), ())):
+        can = any(key[: len(section)] == section for section in (tuple(name.split(".")) for name in RELOADED))
+        (taken if can else waiting).append(dotted(key))
+    log = replace(current.log, level=new.log.level)
+    return replace(current, log=log, gc=new.gc, restart=new.restart), taken, waiting
+
+
+def _leaves(table: Mapping[str, Any], key: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*key, name))
+        else:
+            yield *key, name
 
 
 def _changes(table: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
@@ -462,20 +487,20 @@ def _as_table(value: Any) -> Any:
 
 def _dump_table(table: Mapping[str, Any], key: tuple[str, ...]) -> str:
     plain = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
-    lines = [f"{dotted((name,))} = {_dump_value(value, name)}\n" for name, value in plain.items()]
+    lines = [f"{dotted((name,))} = {dump_value(value, name)}\n" for name, value in plain.items()]
     if key and (plain or not table):
         lines.insert(0, f"\n[{dotted(key)}]\n")
     below = [(name, value) for name, value in table.items() if isinstance(value, Mapping)]
     return "".join(lines) + "".join(_dump_table(value, (*key, name)) for name, value in below)
 
 
-def _dump_value(value: Any, name: str = "") -> str:
+def dump_value(value: Any, name: str = "") -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
         return f"0o{value:o}" if name == "mode" else str(value)
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_dump_value(item) for item in value) + "]"
+        return "[" + ", ".join(dump_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{dotted((key,))} = {_dump_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{dotted((key,))} = {dump_value(item)}" for key, item in value.items()) + "}"
     return str(value) if isinstance(value, float) else _quoted(str(value))

@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtimed import config, directories
 from runtimed.config import Config
 from runtimed.errors import PermissionDenied, RuntimedError
 from runtimed.linux import rlimit
+
+if TYPE_CHECKING:
+    from runtimed.server import Listeners
 
 log = logging.getLogger(__name__)
 
@@ -138,14 +141,16 @@ def _set_up_process() -> None:
 
 
 async def _until_stopped(loaded: Config, args: argparse.Namespace) -> None:
-    from runtimed.server import serve
+    from runtimed.server import Listeners, serve
 
+    reloads: Listeners = []
+    reload = _Reload(loaded, args, reloads)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping)
-    loop.add_signal_handler(signal.SIGHUP, _reload, args)
-    await serve(loaded, stopping)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    await serve(loaded, stopping, reloads)
 
 
 def _stop(stopping: asyncio.Event) -> None:
@@ -161,17 +166,29 @@ def _give_up() -> None:
     os._exit(0)
 
 
-def _reload(args: argparse.Namespace) -> None:
-    """Read the configuration again and take over what can change while we run: the log level."""
-    from runtimed import log as logs
+class _Reload:
+    """Reads the configuration again and takes over what can change while we run; says what has to wait."""
 
-    try:
-        level = _load(args).log.level
-    except RuntimedError as exc:
-        log.error("the configuration cannot be read again and stays as it was", extra={"error": str(exc)})
-        return
-    logs.set_level(level)
-    log.info("configuration read again", extra={"level": level})
+    def __init__(self, current: Config, args: argparse.Namespace, listeners: "Listeners") -> None:
+        self._current = current
+        self._args = args
+        self._listeners = listeners
+
+    def __call__(self) -> None:
+        from runtimed import log as logs
+
+        try:
+            new = _load(self._args)
+        except RuntimedError as exc:
+            log.error("the configuration cannot be read again and stays as it was", extra={"error": str(exc)})
+            return
+        self._current, taken, waiting = config.reloaded(self._current, new)
+        logs.set_level(self._current.log.level)
+        for listener in self._listeners:
+            listener(self._current)
+        log.info("configuration read again", extra={"taken_over": taken})
+        if waiting:
+            log.warning("settings have changed that are taken over at the next start", extra={"settings": waiting})
 
 
 if __name__ == "__main__":

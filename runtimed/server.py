@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -104,8 +104,13 @@ _CALLS_END_WITHIN_S = 1.0
 _BACKLOG = 128
 
 
-async def serve(config: Config, stopping: asyncio.Event) -> None:
+Listeners = list[Callable[[Config], object]]  # are told of a configuration of which RELOADED may have changed
+
+
+async def serve(config: Config, stopping: asyncio.Event, reloads: Listeners) -> None:
     """Serve until *stopping* is set; the directories exist and are locked, and the sockets' paths are free.
+
+    Who takes other settings over while it runs adds itself to *reloads*.
 
     Raises:
         RuntimedError: something cannot be opened; nothing has been served.
@@ -155,6 +160,8 @@ async def serve(config: Config, stopping: asyncio.Event) -> None:
         held.push_async_callback(mounts.close)
         collector = Collector(database, content, snapshotters, events, config.gc, mounts.discard)
         restarts = RestartMonitor(database, tasks, snapshotters, events, interval_s=config.restart.interval_s)
+        reloads.append(lambda changed: collector.configure(changed.gc))
+        reloads.append(lambda changed: restarts.configure(changed.restart.interval_s))
         streams = Streams()
         verifier = Verifier(config.image_verification, content)
         transfer = TransferService(

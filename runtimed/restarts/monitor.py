@@ -86,13 +86,18 @@ class RestartMonitor:
         self._busy: set[Name] = set()
         self._complained: set[tuple[Name, str]] = set()
         self._background = Background()
+        self._changed = asyncio.Event()
+
+    def configure(self, interval_s: float) -> None:
+        """Take another interval from now on."""
+        self._interval_s = interval_s
+        self._changed.set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep containers as they are to be while the block runs. What is being started when it ends may be undone."""
-        if self._interval_s:
-            self._background.spawn(self._look_again_and_again())
-            self._background.spawn(self._follow_exits())
+        self._background.spawn(self._look_again_and_again())
+        self._background.spawn(self._follow_exits())
         try:
             yield
         finally:
@@ -100,11 +105,15 @@ class RestartMonitor:
 
     async def _look_again_and_again(self) -> None:
         while True:
+            self._changed.clear()
             try:
-                await self.look()
+                if self._interval_s:
+                    await self.look()
             except RuntimedError as exc:
                 log.warning("containers to restart cannot be looked for", extra={"error": str(exc)})
-            await asyncio.sleep(self._interval_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s or None):
+                    await self._changed.wait()
 
     async def look(self) -> Sequence[asyncio.Task[None]]:
         """Look at all containers; return what is being done about those that are not as they are to be."""
@@ -123,7 +132,7 @@ class RestartMonitor:
             # Falling behind loses ends; they are found by looking.
             with suppress(ResourceExhausted), self._events.subscribe(["topic==/tasks/exit"]) as subscription:
                 async for envelope in subscription:
-                    if (ended := shims.ended_init(envelope)) is not None:
+                    if self._interval_s and (ended := shims.ended_init(envelope)) is not None:
                         await self._has_ended((envelope.namespace, ended.id), ended.exit.status)
                 return
 

@@ -271,19 +271,28 @@ def test_wrong_usage_is_another_status():
 # -- how it stops
 
 
-def test_sighup_takes_over_the_log_level_and_ends_nothing(daemon):
+def test_sighup_takes_over_what_it_can_and_ends_nothing(daemon):
     daemon.config.write_text('version = 1\n[log]\nlevel = "info"\n')
     daemon.start()
     pid = daemon.pid
-    with daemon.log.open() as log:
-        log.seek(0, os.SEEK_END)
-        daemon.config.write_text("version = 2\n")
-        os.kill(pid, signal.SIGHUP)
-        deadline = time.monotonic() + 10
-        text = ""
-        while "stays as it was" not in text and time.monotonic() < deadline:
-            text += log.read()
-    assert "stays as it was" in text
+
+    def reload(text: str, expected: str) -> str:
+        """Have the daemon read *text* and return what it logs, up to what is *expected*."""
+        with daemon.log.open() as log:
+            log.seek(0, os.SEEK_END)
+            daemon.config.write_text(text)
+            os.kill(pid, signal.SIGHUP)
+            deadline = time.monotonic() + 10
+            said = ""
+            while expected not in said and time.monotonic() < deadline:
+                said += log.read()
+        assert expected in said
+        return said
+
+    reload("version = 2\n", "stays as it was")
+    said = reload("version = 1\n[gc]\npause_percent = 9\n[workers]\ncount = 3\n", "taken over at the next start")
+    assert "gc.pause_percent" in said.partition("taken over at the next start")[0]
+    assert "workers.count" in said
     assert Path(f"/proc/{pid}").exists()
     daemon.config.unlink()
 

@@ -45,6 +45,7 @@ from runtimed.collector import Collector
 from runtimed.config import Config
 from runtimed.content.local import LocalStore
 from runtimed.cri.start import kubernetes
+from runtimed.deprecations import CGROUP_V1, OCI_RUNTIME, Deprecations
 from runtimed.doctor.doctor import Doctor
 from runtimed.errors import DataLoss, DeadlineExceeded, Internal, ResourceExhausted, RuntimedError, Unavailable
 from runtimed.events import EventBus
@@ -172,7 +173,8 @@ async def serve(config: Config, stopping: asyncio.Event, reloads: Listeners) -> 
         )
         cri.core.repairer = repairer
         oci_runtimes = await versions
-        _warn_of(oci_runtimes)
+        deprecations = Deprecations()
+        _warn_of(oci_runtimes, deprecations)
         doctor = Doctor(
             database,
             tasks,
@@ -185,7 +187,7 @@ async def serve(config: Config, stopping: asyncio.Event, reloads: Listeners) -> 
         offered: list[tuple[ServiceDescriptor, Any]] = [
             (_service(version_pb2, "Version"), VersionService()),
             (_service(namespaces_pb2, "Namespaces"), NamespacesService(database, events)),
-            (_service(containers_pb2, "Containers"), ContainersService(database, events, content)),
+            (_service(containers_pb2, "Containers"), ContainersService(database, events, content, deprecations)),
             (_service(content_pb2, "Content"), ContentService(content, events)),
             (_service(images_pb2, "Images"), ImagesService(database, events, collector.collect)),
             (_service(leases_pb2, "Leases"), LeasesService(database, collector.collect)),
@@ -212,7 +214,7 @@ async def serve(config: Config, stopping: asyncio.Event, reloads: Listeners) -> 
         names = [*(service.full_name for service, _ in offered), introspected.full_name, health.SERVICE_NAME]
         identity = await database.write(facts.ensure, "uuid", str(uuid.uuid4()))
         plugins = introspection.plugins(loaded.values(), config.root, names, oci_runtimes)
-        offered.append((introspected, IntrospectionService(identity, plugins, launcher)))
+        offered.append((introspected, IntrospectionService(identity, plugins, launcher, deprecations)))
 
         await held.enter_async_context(_index_kept(content, events))
         await held.enter_async_context(collector.running())
@@ -243,11 +245,14 @@ async def _meanwhile(coroutine: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio
         await asyncio.wait([task])
 
 
-def _warn_of(oci_runtimes: Mapping[str, str]) -> None:
+def _warn_of(oci_runtimes: Mapping[str, str], deprecations: Deprecations) -> None:
+    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        deprecations.emit(CGROUP_V1)
     for binary, version in oci_runtimes.items():
         if not version:
             log.warning("an OCI runtime does not run, or does not tell its version", extra={"binary": binary})
         elif warning := advisories.warning(version):
+            deprecations.emit(OCI_RUNTIME)
             log.warning("an OCI runtime is old", extra={"binary": binary, "version": version, "advisories": warning})
 
 

@@ -41,6 +41,7 @@ _COMMANDS = {
     "snapshots": "snapshots",
     "gc": "gc",
     "info": "server",
+    "deprecations": "server",
     "doctor": "doctor",
     "version": "server",
 }

@@ -8,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 from runtimed.api import introspection_pb2 as introspection
 from runtimed.api import version_pb2
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.output import print_json, print_table, safe
+from runtimed.cli.output import print_json, print_table, safe, timestamp
 
 
 @click.command("version")
@@ -59,6 +59,30 @@ def info_command(settings: Settings) -> int:
                 print(f"{safe(exported.replace('.', ' ', 1))}: {safe(value)}")
         rows = [(p.type, p.id, _shorten(p.init_err.message) or "ok", p.exports.get("root", "")) for p in plugins]
         print_table(("TYPE", "ID", "STATUS", "ROOT"), rows)
+        return 0
+
+    return run(settings, work)
+
+
+@click.command("deprecations")
+@click.pass_obj
+def deprecations_command(settings: Settings) -> int:
+    """Show what has been used of which there will be no more, since the daemon started."""
+
+    async def work(client: Client) -> int:
+        seen = (await client.call(service(introspection, "Introspection").Server, Empty())).deprecations
+        if settings.json:
+            print_json(
+                [
+                    {"id": one.id, "message": one.message, "last_occurrence": timestamp(one.last_occurrence)}
+                    for one in seen
+                ]
+            )
+            return 0
+        print_table(
+            ("ID", "LAST USED", "WHAT TO DO"),
+            [(one.id, timestamp(one.last_occurrence) or "-", one.message) for one in seen],
+        )
         return 0
 
     return run(settings, work)

@@ -12,6 +12,7 @@ from runtimed import labels
 from runtimed.api import containers_pb2 as pb
 from runtimed.api import events_pb2
 from runtimed.api.containers_pb2_grpc import ContainersServicer
+from runtimed.deprecations import Deprecations
 from runtimed.errors import NotFound
 from runtimed.images import config_labels
 from runtimed.metadata import containers, images
@@ -28,10 +29,11 @@ log = logging.getLogger(__name__)
 class ContainersService(ContainersServicer):
     """Reads and writes container records; tasks are another service."""
 
-    def __init__(self, db: Database, events: Publisher, content: Content) -> None:
+    def __init__(self, db: Database, events: Publisher, content: Content, deprecations: Deprecations) -> None:
         self._db = db
         self._events = events
         self._content = content
+        self._deprecations = deprecations
 
     async def Get(self, request: pb.GetContainerRequest, context: Context) -> pb.GetContainerResponse:
         container = self._db.look_up(containers.get, namespace_of(context), request.id)
@@ -50,6 +52,7 @@ class ContainersService(ContainersServicer):
         namespace = namespace_of(context)
         given = await self._without_image_log(namespace, _from_proto(request.container))
         stored = await self._db.write(containers.create, namespace, given)
+        self._deprecations.container(stored.runtime, stored.labels)
         answer = _to_proto(stored)
         event = events_pb2.ContainerCreate(
             id=stored.id,

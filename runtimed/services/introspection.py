@@ -17,9 +17,10 @@ from runtimed import filters
 from runtimed.api import introspection_pb2 as pb
 from runtimed.api import runc_options_pb2, types_pb2
 from runtimed.api.introspection_pb2_grpc import IntrospectionServicer
+from runtimed.deprecations import Deprecations
 from runtimed.errors import InvalidArgument, NotFound, Unavailable
 from runtimed.oci import platform
-from runtimed.services.context import Context
+from runtimed.services.context import Context, timestamp
 from runtimed.services.version import VERSION
 from runtimed.snapshots.loader import Loaded
 from runtimed.tasks import advisories
@@ -67,18 +68,22 @@ class Plugin:
 class IntrospectionService(IntrospectionServicer):
     """Answers from what was found at the start; needs no namespace."""
 
-    def __init__(self, uuid: str, plugins: Sequence[Plugin], launcher: Launcher) -> None:
+    def __init__(self, uuid: str, plugins: Sequence[Plugin], launcher: Launcher, deprecations: Deprecations) -> None:
         self._uuid = uuid
         self._pidns = Path("/proc/self/ns/pid").stat().st_ino
         self._plugins = plugins
         self._launcher = launcher
+        self._deprecations = deprecations
 
     async def Plugins(self, request: pb.PluginsRequest, context: Context) -> pb.PluginsResponse:
         wanted = filters.parse(request.filters).select(self._plugins, _field)
         return pb.PluginsResponse(plugins=map(_message, wanted))
 
     async def Server(self, request: Empty, context: Context) -> pb.ServerResponse:
-        return pb.ServerResponse(uuid=self._uuid, pid=os.getpid(), pidns=self._pidns)
+        response = pb.ServerResponse(uuid=self._uuid, pid=os.getpid(), pidns=self._pidns)
+        for seen in self._deprecations.seen():
+            response.deprecations.add(id=seen.id, message=seen.message, last_occurrence=timestamp(seen.last_at))
+        return response
 
     async def PluginInfo(self, request: pb.PluginInfoRequest, context: Context) -> pb.PluginInfoResponse:
         """Describe a plugin; of the runtime, also what the OCI runtime named in the options can do."""

@@ -6,8 +6,12 @@ import select
 import signal
 import subprocess
 
+import grpc
 import pytest
+from google.protobuf.any_pb2 import Any
 
+from runtimed.api import containers_pb2
+from runtimed.api.containers_pb2_grpc import ContainersStub
 from tests.terminals import at_terminal
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -199,6 +203,18 @@ def test_events_are_told_as_they_happen(daemon, pulled):
             assert [topic for topic in topics if topic in wanted] == wanted
         finally:
             following.terminate()
+
+
+def test_what_is_on_its_way_out_is_told_once_it_was_used(daemon):
+    record = containers_pb2.Container(id="old", spec=Any(type_url="t", value=b"{}"))
+    record.runtime.name = "io.containerd.runc.v1"
+    with grpc.insecure_channel(f"unix:{daemon.address}") as channel:
+        metadata = (("containerd-namespace", daemon.namespace),)
+        ContainersStub(channel).Create(containers_pb2.CreateContainerRequest(container=record), metadata=metadata)
+    assert "io.containerd.deprecation/runtime-runc-v1" in daemon.rctl("deprecations").stdout
+    seen = json.loads(daemon.rctl("-o", "json", "deprecations").stdout)
+    assert {"id", "message", "last_occurrence"} == set(seen[0])
+    daemon.rctl("rm", "old")
 
 
 def test_version_and_info_name_the_daemon(daemon):

@@ -14,7 +14,7 @@ REPO = Path(__file__).parents[2]
 LAYERS: list[set[str]] = [
     {
         *("errors", "failpoints", "gcgraph", "log", "config", "containerd_config", "identifiers", "labels", "filters"),
-        *("oci", "api", "embedded"),
+        *("oci", "api", "embedded", "deprecations"),
     },
     {"linux", "rpc", "threads", "rollback", "directories", "systemd"},
     {"mounts", "content", "snapshots", "diff", "metadata"},
@@ -29,6 +29,7 @@ SIDEWAYS = {
     ("gcgraph", "labels"),
     ("collector", "events"),
     ("labels", "errors"),
+    ("deprecations", "labels"),
     ("labels", "identifiers"),
     ("config", "errors"),
     ("containerd_config", "config"),

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import introspection_pb2 as pb
+from runtimed.deprecations import MESSAGES, Deprecations
 from runtimed.errors import NotFound, Unavailable
 from runtimed.services.introspection import IntrospectionService, plugins
 from runtimed.snapshots.loader import Loaded
@@ -23,7 +24,10 @@ def service() -> IntrospectionService:
     names = ["containerd.services.tasks.v1.Tasks", "containerd.services.leases.v1.Leases", "grpc.health.v1.Health"]
     launcher: Any = None
     versions = {"runc": "runc version 1.3.5", "/opt/crun": "crun version 1.8", "youki": ""}
-    return IntrospectionService("some-uuid", plugins(loaded, Path("/root"), names, versions), launcher)
+    deprecations = Deprecations()
+    deprecations.container("io.containerd.runc.v1", {"containerd.io/restart.logpath": "/x"})
+    deprecations.container("io.containerd.runc.v2", {})
+    return IntrospectionService("some-uuid", plugins(loaded, Path("/root"), names, versions), launcher, deprecations)
 
 
 async def listed(service: IntrospectionService, *filters: str) -> list[pb.Plugin]:
@@ -82,3 +86,14 @@ async def test_the_server_says_who_it_is(service):
     answer = await service.Server(Empty(), NO_CONTEXT)
     assert (answer.uuid, answer.pid) == ("some-uuid", os.getpid())
     assert f"pid:[{answer.pidns}]" == os.readlink("/proc/self/ns/pid")  # noqa: PTH115  a name, not a path
+
+
+async def test_the_server_says_what_was_used_that_will_not_be_there_for_long(service):
+    seen = (await service.Server(Empty(), NO_CONTEXT)).deprecations
+    assert [one.id for one in seen] == [
+        "io.containerd.deprecation/restart-logpath",
+        "io.containerd.deprecation/runtime-runc-v1",
+    ]
+    for one in seen:
+        assert one.message == MESSAGES[one.id]
+        assert one.last_occurrence.seconds > 0

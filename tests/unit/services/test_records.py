@@ -24,6 +24,7 @@ from runtimed.api import (
     types_pb2,
 )
 from runtimed.content.local import LocalStore
+from runtimed.deprecations import Deprecations
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.oci import digest
@@ -69,7 +70,7 @@ async def channel(events, database, content, tmp_path):
             tmp_path / "s",
             lambda server: images_pb2_grpc.add_ImagesServicer_to_server(ImagesService(database, events), server),
             lambda server: containers_pb2_grpc.add_ContainersServicer_to_server(
-                ContainersService(database, events, content), server
+                ContainersService(database, events, content, Deprecations()), server
             ),
             lambda server: namespaces_pb2_grpc.add_NamespacesServicer_to_server(
                 NamespacesService(database, events), server

@@ -23,6 +23,7 @@ SNAPSHOT_REF = "containerd.io/snapshot.ref"  # on Prepare: the chain ID that is 
 # On a namespace: what its clients get when they ask for nothing particular.
 DEFAULT_RUNTIME = "containerd.io/defaults/runtime"
 DEFAULT_SNAPSHOTTER = "containerd.io/defaults/snapshotter"
+DISCARD_LAYERS = "runtimed.io/discard-unpacked-layers"  # on a namespace, "true"; see images/dropping.py
 
 IMAGE_VERIFICATION = "runtimed.io/image-verification"  # on an image's root blob; see images/verifying.py
 # On a container: whether the restart monitor is to keep it running or stopped, and how.

@@ -46,8 +46,12 @@ class Blobs:
         parents: tuple[str, ...],
         lease: str,
         report: Report,
+        *,
+        drops_layers: bool = False,
     ) -> None:
         """See that the blob of *descriptor* is in *namespace*, labelled, and held by *lease*.
+
+        With *drops_layers* a manifest is labelled as one that does not hold its layers.
 
         A download of it that is running, whosever it is, is waited for; if it fails and was from another repository,
         our own *source* is tried.
@@ -61,7 +65,7 @@ class Blobs:
                             descriptor=descriptor))  # fmt: skip
 
         async def job(told: Listener) -> None:
-            await self._download(namespace, source, descriptor, told)
+            await self._download(namespace, source, descriptor, told, drops_layers)
 
         # Held first, whether it is here or not: what is collected in between is not here, and a download that is joined
         # may outlive the pull that began it, and its lease.
@@ -69,7 +73,7 @@ class Blobs:
         is_here = await self._is_here(namespace, descriptor)
         tell("waiting", 0)
         if is_here:
-            await self._label(namespace, source, descriptor)
+            await self._label(namespace, source, descriptor, drops_layers)
             tell("already exists", descriptor.size)
             return
         own = source.reference.name
@@ -81,7 +85,7 @@ class Blobs:
                 if owner == own:
                     raise
             is_here = await self._is_here(namespace, descriptor)
-        await self._label(namespace, source, descriptor)
+        await self._label(namespace, source, descriptor, drops_layers)
         tell("complete", descriptor.size)
 
     async def _is_here(self, namespace: str, descriptor: Descriptor) -> bool:
@@ -97,14 +101,16 @@ class Blobs:
             )
         return True
 
-    async def _download(self, namespace: str, source: Source, descriptor: Descriptor, told: Listener) -> None:
+    async def _download(
+        self, namespace: str, source: Source, descriptor: Descriptor, told: Listener, drops_layers: bool
+    ) -> None:
         ref = ref_of(descriptor)
         try:
             ingest = await self._begin(namespace, ref, descriptor)
         except AlreadyExists:
             return  # another namespace had it
         try:
-            marks = await self._fill(ingest, source, descriptor, told)
+            marks = await self._fill(ingest, source, descriptor, told, drops_layers)
             with suppress(AlreadyExists):
                 await _commit(ingest, descriptor, marks)
         except BaseException as exc:
@@ -119,14 +125,16 @@ class Blobs:
         finally:
             await blocking(ingest.close)
 
-    async def _fill(self, ingest: Ingest, source: Source, descriptor: Descriptor, told: Listener) -> Mapping[str, str]:
+    async def _fill(
+        self, ingest: Ingest, source: Source, descriptor: Descriptor, told: Listener, drops_layers: bool
+    ) -> Mapping[str, str]:
         """Bring the bytes into *ingest* and return the labels that go with them."""
         limit = document_limit(descriptor)
         if not limit:
             await source.fetch(descriptor, ingest, told)
             return _source_label(source, {})
         data = await source.read(descriptor, limit)
-        marks = gc_labels(manifest.children(descriptor, data))
+        marks = gc_labels(manifest.children(descriptor, data), drops_layers=drops_layers)
         await blocking(ingest.truncate, 0)
         await blocking(ingest.write, data)
         return marks | _source_label(source, {})
@@ -154,13 +162,15 @@ class Blobs:
             return -1
         return int(status.offset)
 
-    async def _label(self, namespace: str, source: Source, descriptor: Descriptor) -> None:
+    async def _label(self, namespace: str, source: Source, descriptor: Descriptor, drops_layers: bool) -> None:
         """Give a blob that was here, perhaps by another's doing, the labels that a pull of ours gives it."""
         info: Info = await blocking(self._content.info, namespace, descriptor.digest)
         wanted = dict(_source_label(source, info.labels))
         if limit := document_limit(descriptor):
             data = await blocking(self._content.read, namespace, descriptor.digest, limit)
-            wanted |= gc_labels(manifest.children(descriptor, data))
+            wanted |= gc_labels(manifest.children(descriptor, data), drops_layers=drops_layers)
+            if drops_layers:  # what a pull has said that was to keep them
+                wanted |= {label: "" for label in info.labels if label.startswith(f"{labels.GC_REF_CONTENT}.l.")}
         missing = {key: value for key, value in wanted.items() if info.labels.get(key) != value}
         if missing:
             paths = [f"labels.{key}" for key in missing]
@@ -196,7 +206,7 @@ def document_limit(descriptor: Descriptor) -> int:
     return 0
 
 
-def gc_labels(children: tuple[Descriptor, ...]) -> dict[str, str]:
+def gc_labels(children: tuple[Descriptor, ...], *, drops_layers: bool = False) -> dict[str, str]:
     """Return the labels by which a document holds what it refers to, named and numbered as containerd does it."""
     marks: dict[str, str] = {}
     numbers: dict[str, int] = {}
@@ -212,6 +222,8 @@ def gc_labels(children: tuple[Descriptor, ...]) -> dict[str, str]:
             kind = "l."
         else:
             kind = ""
+        if kind == "l." and drops_layers:
+            continue
         number = numbers.get(kind, 0)
         numbers[kind] = number + 1
         marks[f"{labels.GC_REF_CONTENT}.{kind}{number}"] = child.digest

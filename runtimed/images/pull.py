@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
@@ -18,6 +18,7 @@ from runtimed.config import ImageVerification
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
 from runtimed.images import holding
 from runtimed.images.blobs import Blobs
+from runtimed.images.dropping import drops
 from runtimed.images.progress import Progress, Report, ref_of
 from runtimed.images.repair import Repairer
 from runtimed.images.sources import Source
@@ -63,6 +64,7 @@ class Request:
     manifest_limit: int = 0  # of each index, the first so many of those wanted; 0: all
     unpacks: tuple[Unpack, ...] = ()
     lease: str = ""  # of the client; without it a pull makes its own
+    drops_layers: bool = False  # blobs of layers are not kept once these are unpacked; see images/dropping.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,9 @@ class Puller:
             ResourceExhausted: no space left.
         """
         self.check(request)
+        is_dropping = await self._db.read(drops, namespace)
+        if is_dropping and request.unpacks and request.platforms:
+            request = replace(request, drops_layers=True)
         clock = Clock(report)
         report = clock.report
         async with lease_of(self._db, namespace, request.lease, fetches=True) as lease, source:
@@ -116,7 +121,9 @@ class Puller:
             report(Progress(event="fetching image content", name=request.names[0], descriptor=root))
 
             async def fetch(descriptor: Descriptor, parents: tuple[str, ...]) -> None:
-                await self._blobs.fetch(namespace, source, descriptor, parents, lease, report)
+                await self._blobs.fetch(
+                    namespace, source, descriptor, parents, lease, report, drops_layers=request.drops_layers
+                )
 
             subject = f"image {source.reference}"
             await self.visitor(namespace, subject, request, fetch, lease, report).visit(
@@ -315,10 +322,14 @@ class Visitor:
             )
         if not with_layers:
             return
+        dropped = await self._unpacked(unpacks, layers, diff_ids) if self._request.drops_layers else set()
         async with _together() as group:
             # The largest first: what comes last should not be what takes longest.
             by_size = sorted(layers, key=lambda layer: -layer.size)
-            arrivals = {layer.digest: group.create_task(self._layer(layer, below)) for layer in by_size}
+            arrivals = {
+                layer.digest: group.create_task(self._layer(layer, below, is_wanted=layer.digest not in dropped))
+                for layer in by_size
+            }
             for unpack in unpacks:
                 group.create_task(self._unpack(unpack, config, layers, diff_ids, arrivals))
 
@@ -380,9 +391,24 @@ class Visitor:
             await self._fetch(descriptor, parents)
         return await blocking(self._content.read, self._namespace, descriptor.digest, limit)
 
-    async def _layer(self, descriptor: Descriptor, parents: tuple[str, ...]) -> None:
+    async def _layer(self, descriptor: Descriptor, parents: tuple[str, ...], *, is_wanted: bool) -> None:
+        if not is_wanted:
+            self._tell(descriptor, "already exists")
+            return
         async with self._layers:
             await self._fetch(descriptor, parents)
+
+    async def _unpacked(
+        self, unpacks: Sequence[Unpack], layers: Sequence[Descriptor], diff_ids: Sequence[str]
+    ) -> set[str]:
+        """Return the digests of layers that are unpacked wherever they are to be, and hold the snapshots."""
+        needed: set[str] = set()
+        for unpack in unpacks:
+            snapshots = self._snapshotters[unpack.snapshotter]
+            for layer, chain_id in zip(layers, manifest.chain_ids(diff_ids), strict=True):
+                if not await self._unpacker.hold(self._namespace, snapshots, chain_id, self._lease):
+                    needed.add(layer.digest)
+        return {layer.digest for layer in layers} - needed if unpacks else set()
 
 
 def _runs_on(config: manifest.ImageConfig, wanted: Platform) -> bool:

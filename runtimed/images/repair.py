@@ -55,6 +55,13 @@ class Repairer:
         """Note that the daemon stops with everything on disk."""
         await self._db.write(suspects.end)
 
+    async def suspects(self, namespace: str, snapshots: Snapshots, name: str) -> bool:
+        """Say whether the committed snapshot *name* has yet to be looked at, or is known to be damaged."""
+        if not self._suspects:
+            return False
+        row = (await blocking(snapshots.chain, namespace, name))[-1]
+        return not self._is_cleared((snapshots.name, row.backend_key))
+
     async def ensure(
         self, namespace: str, snapshots: Snapshots, key: str, made_of: tuple[str, str] | None = None
     ) -> None:

@@ -86,6 +86,13 @@ class Unpacker:
         if there := self._there.get(key):
             there.set()
 
+    async def hold(self, namespace: str, snapshots: Snapshots, chain_id: str, lease: str) -> bool:
+        """Have *lease* hold the snapshot *chain_id*; say whether it is there, and nothing speaks against using it."""
+        await self._db.write(_hold, namespace, lease, snapshots.name, (chain_id,))
+        if not await _exists(namespace, snapshots, chain_id):
+            return False
+        return self._repairer is None or not await self._repairer.suspects(namespace, snapshots, chain_id)
+
     async def _make(
         self, namespace: str, snapshots: Snapshots, layer: Descriptor, parent: str, diff_id: str, chain_id: str
     ) -> None:

@@ -17,6 +17,7 @@ from runtimed.api import transfer_types_pb2 as types
 from runtimed.api.transfer_pb2_grpc import TransferServicer
 from runtimed.embedded import images as embedded
 from runtimed.errors import InvalidArgument, Unimplemented
+from runtimed.images.dropping import FetchBack
 from runtimed.images.exporting import Export, Exporter
 from runtimed.images.importing import Import, Importer
 from runtimed.images.naming import Rule
@@ -79,6 +80,7 @@ class TransferService(TransferServicer):
         self._pusher = Pusher(content, db, foreign_layers=foreign)
         self._importer = Importer(content, db, self.puller)
         self._exporter = Exporter(content, db)
+        self._fetch_back = FetchBack(content, db, self._registries, pool)
 
     async def Transfer(self, request: pb.TransferRequest, context: Context) -> Empty:
         namespace = namespace_of(context)
@@ -117,7 +119,10 @@ class TransferService(TransferServicer):
         scopes = pusher.scopes(reference.repository, mounts)
         client = await self._client(namespace, registry, reference, scopes)
         wanted = [_platform(one) for one in store.platforms]
-        async with self._progress(namespace, request.options.progress_stream) as report:
+        async with (
+            self._progress(namespace, request.options.progress_stream) as report,
+            self._fetch_back.held(namespace, [store.name], report),
+        ):
             await self._pusher.push(namespace, store.name, client, wanted, report)
 
     async def _tag(self, namespace: str, request: pb.TransferRequest, _: str) -> None:
@@ -165,6 +170,7 @@ class TransferService(TransferServicer):
         async with (
             opened(self._streams, namespace, archive.stream) as stream,
             self._progress(namespace, request.options.progress_stream) as report,
+            self._fetch_back.held(namespace, wanted.names, report),
         ):
             await self._exporter.run(namespace, wanted, ByteWriter(stream), report)
 

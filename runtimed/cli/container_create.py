@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.any_pb2 import Any
 
-from runtimed import labels
+from runtimed import labels, passwd
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import namespaces_pb2 as namespaces
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.api import types_pb2 as types
-from runtimed.cli import users
 from runtimed.cli.client import Client, service
 from runtimed.cli.documents import Documents
 from runtimed.cli.unpack import ensure_unpacked
@@ -125,7 +124,7 @@ def has_cgroup_v2() -> bool:
 async def _user(client: Client, plan: Plan) -> User:
     """Return the user as numbers; only for a name, or for a user without a group, the image's files are read."""
     text = plan.user or plan.image.execution.user or ""
-    found = users.numeric(text)
+    found = passwd.numeric(text)
     if found is not None:
         return found
     stub = service(snapshots, "Snapshots")
@@ -143,7 +142,7 @@ def _resolve(text: str, messages: Iterable[types.Mount]) -> User:
     from runtimed.mounts import mounted_temporarily  # here and below: seldom needed, and it loads ctypes
 
     with mounted_temporarily([to_mount(message) for message in messages]) as root:
-        return users.resolve(text, root)
+        return passwd.resolve(text, root)
 
 
 def to_mount(message: types.Mount) -> "Mount":

@@ -11,9 +11,10 @@ import click
 import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from runtimed import passwd
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.cli import options, terminal, users
+from runtimed.cli import options, terminal
 from runtimed.cli.attach import Signals, attached, with_signals
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.options import ProcessOptions
@@ -119,9 +120,9 @@ async def _process_spec(client: Client, id: str, args: tuple[str, ...], given: G
 
 
 async def _user(client: Client, id: str, text: str) -> runtime_spec.User:
-    found = users.numeric(text)
+    found = passwd.numeric(text)
     if found is not None:
         return found
     answer = await client.call(service(tasks, "Tasks").Get, tasks.GetRequest(container_id=id))
     # The container as it is now, which may have made users since.
-    return await blocking(users.resolve, text, Path(f"/proc/{answer.process.pid}/root"))
+    return await blocking(passwd.resolve, text, Path(f"/proc/{answer.process.pid}/root"))

@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any, TypeVar
 import click
 
 from runtimed.errors import InvalidArgument, NotFound, os_errors
-from runtimed.oci.runtime_spec import ALL_CAPABILITIES, Device, Mount
+from runtimed.oci.runtime_spec import ALL_CAPABILITIES, Mount
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,15})([bkmgt]?)(?:i?b)?")
 _MAX_ENV_FILE = 1 << 20  # bytes
-# Directories of /dev that are mounts of their own, and the links and terminals that each container has its own of.
-_NOT_DEVICES = {"pts", "shm", "mqueue", "fd", "hugepages", "console", "core", "stdin", "stdout", "stderr"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,30 +167,6 @@ def own_capabilities() -> tuple[str, ...]:
     status = Path("/proc/self/status").read_text()
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
     return tuple(name for bit, name in enumerate(ALL_CAPABILITIES) if effective >> bit & 1)
-
-
-def host_devices() -> list[Device]:
-    """Return the host's device nodes, for a privileged container."""
-    return list(_devices(Path("/dev")))
-
-
-def _devices(directory: Path) -> Iterable[Device]:
-    for path in sorted(directory.iterdir()):
-        status = path.lstat()
-        if path.name in _NOT_DEVICES or path.is_mount():
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            yield from _devices(path)
-        elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-            yield Device(
-                path=str(path),
-                type="c" if stat.S_ISCHR(status.st_mode) else "b",
-                major=os.major(status.st_rdev),
-                minor=os.minor(status.st_rdev),
-                file_mode=stat.S_IMODE(status.st_mode),
-                uid=status.st_uid,
-                gid=status.st_gid,
-            )
 
 
 def memory(text: str | None) -> int | None:

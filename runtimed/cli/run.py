@@ -25,6 +25,7 @@ from runtimed.cli.process import Process
 from runtimed.cli.stdio import Fifos
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError, Unavailable
 from runtimed.identifiers import validate, validate_labels
+from runtimed.linux.devices import host_devices
 from runtimed.oci import platform as platforms
 from runtimed.oci.descriptor import Platform
 from runtimed.oci.runtime_spec import DEFAULT_CAPABILITIES, Options
@@ -268,7 +269,7 @@ def _options(client: Client, id: str, args: tuple[str, ...], given: Given) -> Op
         host_network=host_network,
         privileged=given.privileged,
         capabilities=options.own_capabilities() if given.privileged else DEFAULT_CAPABILITIES,
-        devices=options.host_devices() if given.privileged else (),
+        devices=host_devices() if given.privileged else (),
         new_privileges=given.allow_new_privs,
         memory=options.memory(given.memory),
         cpus=given.cpus,

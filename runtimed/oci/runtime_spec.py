@@ -89,11 +89,14 @@ class ConsoleSize(_Struct, frozen=True, kw_only=True):
 
 
 class Capabilities(_Struct, frozen=True, kw_only=True):
-    """Never inheritable or ambient ones: a program with file capabilities would take them over (CVE-2022-24769)."""
+    """Inheritable are only those that are asked for as ambient ones, which need it: a program with file capabilities
+    would take them over (CVE-2022-24769)."""
 
     bounding: tuple[str, ...]
     effective: tuple[str, ...]
     permitted: tuple[str, ...]
+    inheritable: tuple[str, ...] = ()
+    ambient: tuple[str, ...] = ()
 
 
 class Rlimit(_Struct, frozen=True, kw_only=True):
@@ -114,6 +117,9 @@ class Process(_Struct, frozen=True, kw_only=True):
     capabilities: Capabilities | None = None
     rlimits: tuple[Rlimit, ...] = ()
     no_new_privileges: bool = False
+    apparmor_profile: str = ""
+    selinux_label: str = ""
+    oom_score_adj: int | None = None
 
 
 class Root(_Struct, frozen=True, kw_only=True):
@@ -121,11 +127,21 @@ class Root(_Struct, frozen=True, kw_only=True):
     readonly: bool = False
 
 
+class IdMapping(_Struct, frozen=True, kw_only=True):
+    """*size* IDs from *container_id* on, in a user namespace, which are those from *host_id* on outside."""
+
+    container_id: int = msgspec.field(name="containerID")
+    host_id: int = msgspec.field(name="hostID")
+    size: int
+
+
 class Mount(_Struct, frozen=True, kw_only=True):
     destination: str
     type: str
     source: str
     options: tuple[str, ...] = ()
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
 
 
 class Namespace(_Struct, frozen=True, kw_only=True):
@@ -144,16 +160,48 @@ class DeviceRule(_Struct, frozen=True, kw_only=True):
 
 
 class Memory(_Struct, frozen=True, kw_only=True):
-    limit: int
+    limit: int | None = None  # bytes
+    swap: int | None = None  # bytes, memory included
 
 
 class Cpu(_Struct, frozen=True, kw_only=True):
-    quota: int
-    period: int
+    shares: int | None = None
+    quota: int | None = None  # microseconds in a period
+    period: int | None = None  # microseconds
+    cpus: str = ""
+    mems: str = ""
 
 
 class Pids(_Struct, frozen=True, kw_only=True):
     limit: int
+
+
+class HugepageLimit(_Struct, frozen=True, kw_only=True):
+    page_size: str  # as the kernel names the file: 2MB, 1GB
+    limit: int  # bytes
+
+
+class WeightDevice(_Struct, frozen=True, kw_only=True):
+    major: int
+    minor: int
+    weight: int
+
+
+class ThrottleDevice(_Struct, frozen=True, kw_only=True):
+    major: int
+    minor: int
+    rate: int  # bytes or operations a second
+
+
+class BlockIo(_Struct, frozen=True, kw_only=True):
+    """config-linux.md, "Block IO"."""
+
+    weight: int | None = None
+    weight_device: tuple[WeightDevice, ...] = ()
+    throttle_read_bps: tuple[ThrottleDevice, ...] = msgspec.field(default=(), name="throttleReadBpsDevice")
+    throttle_write_bps: tuple[ThrottleDevice, ...] = msgspec.field(default=(), name="throttleWriteBpsDevice")
+    throttle_read_iops: tuple[ThrottleDevice, ...] = msgspec.field(default=(), name="throttleReadIOPSDevice")
+    throttle_write_iops: tuple[ThrottleDevice, ...] = msgspec.field(default=(), name="throttleWriteIOPSDevice")
 
 
 class Limits(_Struct, frozen=True, kw_only=True):
@@ -162,6 +210,9 @@ class Limits(_Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
     cpu: Cpu | None = None
     pids: Pids | None = None
+    hugepage_limits: tuple[HugepageLimit, ...] = ()
+    unified: dict[str, str] = msgspec.field(default_factory=dict)  # files of cgroup v2, written as they are
+    block_io: BlockIo | None = msgspec.field(default=None, name="blockIO")
 
 
 class Resources(Limits, frozen=True, kw_only=True):
@@ -180,13 +231,72 @@ class Device(_Struct, frozen=True, kw_only=True):
     gid: int
 
 
+class SyscallArg(_Struct, frozen=True, kw_only=True):
+    """A condition on an argument of a system call, for the rule to apply."""
+
+    index: int
+    value: int
+    value_two: int = 0
+    op: str
+
+
+class Syscalls(_Struct, frozen=True, kw_only=True):
+    """A rule of a seccomp filter."""
+
+    names: tuple[str, ...]
+    action: str
+    errno_ret: int | None = None
+    args: tuple[SyscallArg, ...] = ()
+
+
+class Seccomp(_Struct, frozen=True, kw_only=True):
+    """config-linux.md, "Seccomp"."""
+
+    default_action: str
+    default_errno_ret: int | None = None
+    architectures: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    listener_path: str = ""
+    listener_metadata: str = ""
+    syscalls: tuple[Syscalls, ...] = ()
+
+
+class IntelRdt(_Struct, frozen=True, kw_only=True):
+    clos_id: str = msgspec.field(name="closID")
+
+
 class Linux(_Struct, frozen=True, kw_only=True):
     namespaces: tuple[Namespace, ...]
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
     devices: tuple[Device, ...] = ()
     cgroups_path: str
     resources: Resources
+    sysctl: dict[str, str] = msgspec.field(default_factory=dict)
+    seccomp: Seccomp | None = None
+    rootfs_propagation: str = ""
     masked_paths: tuple[str, ...] = ()
     readonly_paths: tuple[str, ...] = ()
+    mount_label: str = ""
+    intel_rdt: IntelRdt | None = None
+
+
+class Hook(_Struct, frozen=True, kw_only=True):
+    """A program of the host that the runtime calls (config.md, "POSIX-platform Hooks")."""
+
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int | None = None  # seconds
+
+
+class Hooks(_Struct, frozen=True, kw_only=True):
+    prestart: tuple[Hook, ...] = ()
+    create_runtime: tuple[Hook, ...] = ()
+    create_container: tuple[Hook, ...] = ()
+    start_container: tuple[Hook, ...] = ()
+    poststart: tuple[Hook, ...] = ()
+    poststop: tuple[Hook, ...] = ()
 
 
 class Spec(_Struct, frozen=True, kw_only=True):
@@ -198,6 +308,8 @@ class Spec(_Struct, frozen=True, kw_only=True):
     hostname: str = ""
     mounts: tuple[Mount, ...]
     linux: Linux
+    hooks: Hooks | None = None
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the spec as JSON."""
@@ -253,7 +365,7 @@ def container_spec(image: Execution, options: Options) -> Spec:
         process=process,
         root=Root(path="rootfs", readonly=options.read_only),
         hostname=options.hostname,
-        mounts=(*_default_mounts(options.privileged), *options.mounts),
+        mounts=(*default_mounts(options.privileged), *options.mounts),
         linux=_linux(options),
     )
 
@@ -274,18 +386,18 @@ def merged_env(*layers: Iterable[str]) -> tuple[str, ...]:
     return tuple(merged.values())
 
 
-def working_directory(path: str) -> str:
-    """Return *path* normalised.
+def working_directory(path: str, remedy: str = "give another with --workdir") -> str:
+    """Return *path* normalised; *remedy* is what the error advises.
 
     Raises:
         InvalidArgument: not absolute, with control characters, or inside /proc, where a link could lead out of the
             container (CVE-2024-21626).
     """
     if not path.startswith("/") or any(ord(character) < 32 for character in path):
-        raise InvalidArgument(f"working directory {path[:128]!r} is not an absolute path; give one with --workdir")
+        raise InvalidArgument(f"working directory {path[:128]!r} is not an absolute path; {remedy}")
     clean = "/" + posixpath.normpath(path).lstrip("/")
     if clean.startswith("/proc/"):
-        raise InvalidArgument(f"working directory {path[:128]!r} is inside /proc; give another with --workdir")
+        raise InvalidArgument(f"working directory {path[:128]!r} is inside /proc; {remedy}")
     return clean
 
 
@@ -306,8 +418,8 @@ def _process_env(image: Execution, options: Options) -> tuple[str, ...]:
     return merged_env(base, image.env or (), options.env)
 
 
-def _default_mounts(privileged: bool) -> tuple[Mount, ...]:
-    """The kernel's file systems. /run is left to the image: its packages have directories there."""
+def default_mounts(privileged: bool) -> tuple[Mount, ...]:
+    """Return the kernel's file systems. /run is left to the image: its packages have directories there."""
     access = "rw" if privileged else "ro"
     quiet = ("nosuid", "noexec", "nodev")
     return (

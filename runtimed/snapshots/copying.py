@@ -23,8 +23,14 @@ def copy_tree(source: Path, target: Path) -> None:
     Links are copied, never followed; what is mounted in *source* is EXDEV. Blocks shared with *source* cost no space
     where the file system can do that. Raises OSError; *target* then holds part of it.
     """
-    with opened(source) as source_root, opened(target) as target_root:
-        _Copy(source_root, target_root).run()
+    with opened(source) as source_root:
+        copy_tree_of(source_root, target)
+
+
+def copy_tree_of(source: int, target: Path) -> None:
+    """Like :func:`copy_tree`, of a directory that is open for reading."""
+    with opened(target) as target_root:
+        _Copy(source, target_root).run()
 
 
 class _Copy:

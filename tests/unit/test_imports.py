@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
         *("oci", "api", "embedded", "deprecations"),
     },
     {"linux", "rpc", "threads", "rollback", "directories", "systemd"},
-    {"mounts", "content", "snapshots", "diff", "metadata"},
+    {"mounts", "content", "snapshots", "diff", "metadata", "passwd"},
     {"events", "workers", "registry", "images", "tasks", "sandboxes", "mounting", "restarts", "collector", "doctor"},
     {"services", "cri"},
     {"server", "cli"},

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from runtimed.cli import users
+from runtimed import passwd
 from runtimed.errors import InvalidArgument, NotFound
 from runtimed.oci.runtime_spec import User
 
@@ -39,7 +39,7 @@ def root(tmp_path):
     ],
 )
 def test_a_user_is_found(root, text, user):
-    assert users.resolve(text, root) == user
+    assert passwd.resolve(text, root) == user
 
 
 @pytest.mark.parametrize(
@@ -49,31 +49,31 @@ def test_a_user_is_found(root, text, user):
 )  # fmt: skip
 def test_a_user_that_cannot_be_is_refused(root, text):
     with pytest.raises(InvalidArgument, match="user"):
-        users.resolve(text, root)
+        passwd.resolve(text, root)
 
 
 @pytest.mark.parametrize("text", ["nobody", "alice:nogroup", "short", "big", "neg"])
 def test_a_name_that_is_not_there_is_not_found(root, text):
     with pytest.raises(NotFound):
-        users.resolve(text, root)
+        passwd.resolve(text, root)
 
 
 def test_a_number_is_never_looked_up_as_a_name(root):
     (root / "etc/passwd").write_text("1234:x:0:0::/:/bin/sh\n")
-    assert users.resolve("1234", root) == User(uid=1234, gid=0)
+    assert passwd.resolve("1234", root) == User(uid=1234, gid=0)
 
 
 def test_only_what_is_not_said_in_numbers_needs_the_rootfs():
-    assert users.numeric("") == users.numeric("0") == User(uid=0, gid=0)
-    assert users.numeric("5:6") == User(uid=5, gid=6)
-    assert users.numeric("5") is None
-    assert users.numeric("alice") is None
+    assert passwd.numeric("") == passwd.numeric("0") == User(uid=0, gid=0)
+    assert passwd.numeric("5:6") == User(uid=5, gid=6)
+    assert passwd.numeric("5") is None
+    assert passwd.numeric("alice") is None
 
 
 def test_an_image_without_the_files_knows_numbers_only(tmp_path):
-    assert users.resolve("5", tmp_path) == User(uid=5, gid=0)
+    assert passwd.resolve("5", tmp_path) == User(uid=5, gid=0)
     with pytest.raises(NotFound):
-        users.resolve("alice", tmp_path)
+        passwd.resolve("alice", tmp_path)
 
 
 def test_a_link_stays_within_the_root(root, tmp_path_factory):
@@ -82,31 +82,31 @@ def test_a_link_stays_within_the_root(root, tmp_path_factory):
     (root / "etc/passwd").unlink()
     (root / "etc/passwd").symlink_to(outside)
     with pytest.raises(NotFound, match="alice"):
-        users.resolve("alice", root)
+        passwd.resolve("alice", root)
     (root / "etc/passwd").unlink()
     (root / "real").write_text("alice:x:8:8::/:\n")
     (root / "etc/passwd").symlink_to("/real")
-    assert users.resolve("alice:0", root).uid == 8
+    assert passwd.resolve("alice:0", root).uid == 8
 
 
 def test_a_fifo_a_directory_and_a_giant_are_refused_at_once(root):
-    passwd = root / "etc/passwd"
-    passwd.unlink()
-    os.mkfifo(passwd)
+    file = root / "etc/passwd"
+    file.unlink()
+    os.mkfifo(file)
     with pytest.raises(InvalidArgument, match="not a regular file"):
-        users.resolve("alice", root)
-    passwd.unlink()
-    passwd.mkdir()
+        passwd.resolve("alice", root)
+    file.unlink()
+    file.mkdir()
     with pytest.raises(InvalidArgument, match="not a regular file"):
-        users.resolve("alice", root)
-    passwd.rmdir()
-    with passwd.open("wb") as file:
+        passwd.resolve("alice", root)
+    file.rmdir()
+    with file.open("wb") as file:
         file.truncate(10 << 30)
     with pytest.raises(InvalidArgument, match="larger than"):
-        users.resolve("alice", root)
+        passwd.resolve("alice", root)
 
 
 def test_a_user_in_absurdly_many_groups_is_refused(root):
     (root / "etc/group").write_text("".join(f"g{n}:x:{n}:alice\n" for n in range(2000)))
     with pytest.raises(InvalidArgument, match="more than 1024 groups"):
-        users.resolve("alice", root)
+        passwd.resolve("alice", root)

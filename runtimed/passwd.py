@@ -9,12 +9,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtimed.errors import InvalidArgument, NotFound, os_errors
 from runtimed.oci.runtime_spec import ROOT, User
 
-_MAX_ID = 2**31 - 1
+MAX_ID = 2**31 - 1
 _MAX_FILE = 4 << 20  # bytes; some tens of thousands of users
 _MAX_GROUPS = 1024
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,255}\$?")
@@ -28,10 +29,57 @@ def numeric(text: str) -> User | None:
     """
     if not text or text == "0":
         return ROOT
-    user, group = _parse(text)
+    user, group = parse(text)
     if isinstance(user, int) and isinstance(group, int):
         return User(uid=user, gid=group)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A line of etc/passwd, or a number that it does not have (with no name)."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+class Accounts:
+    """The users and groups of a root file system, read once."""
+
+    def __init__(self, root: Path) -> None:
+        """Read etc/passwd and etc/group below *root*; a file that is missing has nothing in it.
+
+        Raises:
+            InvalidArgument: a file is not one we would read.
+            NotFound: *root* is not there.
+        """
+        with os_errors(f"rootfs {root}"):
+            root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._users = list(_entries(root_fd, "etc/passwd"))
+            self._groups = list(_entries(root_fd, "etc/group"))
+        finally:
+            os.close(root_fd)
+
+    def user(self, user: int | str) -> Account:
+        """Return the account of *user*; a number that has none is that user, with group 0.
+
+        Raises:
+            NotFound: no such name.
+        """
+        return Account(*_user(user, self._users))
+
+    def group(self, group: int | str) -> int:
+        """Return the number of *group*. Raises NotFound."""
+        return _group(group, self._groups)
+
+    def further_groups(self, account: Account) -> tuple[int, ...]:
+        """Return the groups, other than its own, that have *account* as a member. Raises InvalidArgument: too many."""
+        further = _further_groups(account.name, account.gid, self._groups)
+        if len(further) > _MAX_GROUPS:
+            raise InvalidArgument(f"user {account.name!r} is in more than {_MAX_GROUPS} groups")
+        return tuple(sorted(further))
 
 
 def resolve(text: str, root: Path) -> User:
@@ -46,20 +94,12 @@ def resolve(text: str, root: Path) -> User:
     found = numeric(text)
     if found:
         return found
-    user, group = _parse(text)
-    with os_errors(f"rootfs {root}"):
-        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        name, uid, gid = _user(user, list(_entries(root_fd, "etc/passwd")))
-        groups = list(_entries(root_fd, "etc/group"))
-    finally:
-        os.close(root_fd)
+    user, group = parse(text)
+    accounts = Accounts(root)
+    account = accounts.user(user)
     if group is not None:
-        return User(uid=uid, gid=_group(group, groups))
-    further = _further_groups(name, gid, groups)
-    if len(further) > _MAX_GROUPS:
-        raise InvalidArgument(f"user {text!r} is in more than {_MAX_GROUPS} groups")
-    return User(uid=uid, gid=gid, additional_gids=tuple(sorted(further)))
+        return User(uid=account.uid, gid=accounts.group(group))
+    return User(uid=account.uid, gid=account.gid, additional_gids=accounts.further_groups(account))
 
 
 def _further_groups(name: str, gid: int, entries: list[list[str]]) -> set[int]:
@@ -72,16 +112,17 @@ def _further_groups(name: str, gid: int, entries: list[list[str]]) -> set[int]:
     return further
 
 
-def _parse(text: str) -> tuple[int | str, int | str | None]:
+def parse(text: str) -> tuple[int | str, int | str | None]:
+    """Return user and group that *text* names. Raises InvalidArgument: not ``user[:group]``."""
     user, colon, group = text.partition(":")
     return _part(text, user), _part(text, group) if colon else None
 
 
 def _part(text: str, part: str) -> int | str:
     if part.isascii() and part.isdigit():
-        if len(part) <= 10 and int(part) <= _MAX_ID:
+        if len(part) <= 10 and int(part) <= MAX_ID:
             return int(part)
-        raise InvalidArgument(f"user {text[:64]!r}: {part[:16]!r} is larger than {_MAX_ID}")
+        raise InvalidArgument(f"user {text[:64]!r}: {part[:16]!r} is larger than {MAX_ID}")
     if not _NAME.fullmatch(part):
         raise InvalidArgument(f"user {text[:64]!r} is not of the form NAME[:GROUP] or UID[:GID]")
     return part
@@ -93,7 +134,7 @@ def _user(user: int | str, entries: list[list[str]]) -> tuple[str, int, int]:
         if len(fields) < 4 or (uid := _id(fields)) is None or not fields[3].isdigit():
             continue
         if user in (fields[0], uid):
-            return fields[0], uid, min(int(fields[3][:10]), _MAX_ID)
+            return fields[0], uid, min(int(fields[3][:10]), MAX_ID)
     if isinstance(user, int):
         return "", user, 0
     raise NotFound(f"user {user!r} is not in the image's etc/passwd")
@@ -113,7 +154,7 @@ def _id(fields: list[str]) -> int | None:
     """Return the third field, uid of passwd and gid of group, if it is one."""
     if len(fields) < 3 or not fields[2].isascii() or not fields[2].isdigit() or len(fields[2]) > 10:
         return None
-    return int(fields[2]) if int(fields[2]) <= _MAX_ID else None
+    return int(fields[2]) if int(fields[2]) <= MAX_ID else None
 
 
 def _entries(root_fd: int, path: str) -> Iterator[list[str]]:

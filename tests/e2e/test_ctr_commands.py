@@ -87,10 +87,12 @@ SHOWN = {
     "version": f"{_CTR}::test_version",
 }
 
+_PROFILES = ("block", "goroutines", "heap", "profile", "threadcreate", "trace")
+
 # What a daemon has no part in, or one that is no Go program.
 OTHERS = {
     "oci spec": "asks no daemon",
-    **{f"pprof {kind}": "Go's profiler" for kind in ["block", "goroutines", "heap", "profile", "threadcreate", "trace"]},
+    **dict.fromkeys((f"pprof {kind}" for kind in _PROFILES), "Go's profiler"),
     **{
         f"shim {verb}": "computes where containerd keeps the sockets of its own shims"
         for verb in ["delete", "exec", "start", "state"]

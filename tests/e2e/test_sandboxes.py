@@ -4,6 +4,7 @@ import json
 import os
 import select
 import sys
+import time
 from pathlib import Path
 
 import grpc
@@ -94,13 +95,21 @@ def shim(daemon):
     return str(program)
 
 
+def runs(pid: int, command: bytes) -> None:
+    """Wait until a process that has been started has become *command*: its runtime goes on by itself."""
+    limit = time.monotonic() + 10
+    while Path(f"/proc/{pid}/cmdline").read_bytes() != command:
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
 def test_a_sandbox_is_held_by_a_pause_task(daemon, sandboxes, pause):
     sandboxes.record("pod", "pause", **pause)
     with daemon.events("topic~=^/sandboxes/") as events:
         assert sandboxes.call("Create", "pod").sandbox_id == "pod"
         assert sandboxes.call("Status", "pod").state == "SANDBOX_NOTREADY"
         started = sandboxes.call("Start", "pod")
-        assert Path(f"/proc/{started.pid}/cmdline").read_bytes() == b"/pause\0"
+        runs(started.pid, b"/pause\0")
         status = sandboxes.call("Status", "pod", verbose=True)
         assert (status.state, status.pid) == ("SANDBOX_READY", started.pid)
         assert status.created_at == started.created_at

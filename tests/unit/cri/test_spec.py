@@ -349,6 +349,8 @@ def test_limits():
         cpu_quota=50000, cpu_period=100000, cpu_shares=512, memory_limit_in_bytes=64 << 20, cpuset_cpus="0-1,3"
     )
     found = resources.limits_of(asked)
+    assert found.cpu
+    assert found.memory
     assert (found.cpu.quota, found.cpu.period, found.cpu.shares, found.cpu.cpus) == (50000, 100000, 512, "0-1,3")
     assert found.memory.limit == 64 << 20
     assert resources.limits_of(pb.LinuxContainerResources()) == msgspec.structs.replace(found, cpu=None, memory=None)
@@ -507,7 +509,7 @@ def test_a_stop_signal_that_is_none_is_refused(text):
 
 
 def test_every_signal_of_cri_is_a_signal():
-    for name, value in pb.Signal.items():
-        if value:
-            config = pb.ContainerConfig(stop_signal=value)
+    for name in pb.Signal.keys():
+        if name != "RUNTIME_DEFAULT":
+            config = pb.ContainerConfig(stop_signal=name)
             assert 1 <= signals.stop_signal(config, Execution()) <= 64, name

@@ -509,7 +509,7 @@ def test_a_stop_signal_that_is_none_is_refused(text):
 
 
 def test_every_signal_of_cri_is_a_signal():
-    for name in pb.Signal.keys():
+    for name, _ in pb.Signal.items():
         if name != "RUNTIME_DEFAULT":
             config = pb.ContainerConfig(stop_signal=name)
             assert 1 <= signals.stop_signal(config, Execution()) <= 64, name

@@ -80,8 +80,9 @@ def _receive(answer: Answer, target: "_Target", watchdog: Watchdog, may_stop: bo
     with connection_errors(host, watchdog):
         # What has arrived, without waiting for more; and a byte more than is wanted, to notice a body that goes on.
         while data := response.read1(min(_CHUNK, target.job.size - target.offset + 1)):
-            target.write(memoryview(data))
             watchdog.received(len(data))
+            with watchdog.away():
+                target.write(memoryview(data))
             if may_stop and (elapsed := time.monotonic() - begun) >= _JUDGED_AFTER_S:
                 may_stop = False
                 is_much = target.job.size - target.offset >= _WORTH_PARTS

@@ -63,7 +63,8 @@ def download(place: Place, target: Target, watchdog: Watchdog, connections: int)
             while coming:
                 data = coming.popleft().result()
                 begin_next()
-                target.write(memoryview(data))
+                with watchdog.away():
+                    target.write(memoryview(data))
         finally:
             is_over.set()
             threads.shutdown(wait=False, cancel_futures=True)

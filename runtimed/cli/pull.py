@@ -119,6 +119,7 @@ async def pull_image(
     except Unavailable as exc:
         if not isinstance(exc, DaemonLost):
             exc.add_note(f"is {reference.host!r} right, and can it be reached from here?")
+            exc.add_note(f"what is asked, and why: rctl registry explain {text}")
         raise
     return await find_image(client, str(reference))
 

@@ -115,15 +115,19 @@ def test_a_registry_that_is_not_trusted_is_not_spoken_to(site, pulled, tmp_path)
 def test_a_mirror_stands_in_for_a_registry_that_is_away(site, pulled):
     site.daemon.rctl("push", pulled, f"{site.basic.host}/mirrored/busybox:1")
     hosts = site.directory / "certs.d/team.example/hosts.toml"
-    hosts.write_text(
-        f'server = "https://127.0.0.1:1"\n[host."https://{site.basic.host}"]\nca = "{site.directory}/server.pem"\n'
-    )
+    both = f'server = "https://127.0.0.1:1"\n[host."https://{site.basic.host}"]\nca = "{site.directory}/server.pem"\n'
+    hosts.write_text(both)
     done = site.daemon.rctl("-o", "json", "pull", "--stats", "team.example/mirrored/busybox:1")
     answer = json.loads(done.stdout)
     assert answer["name"] == "team.example/mirrored/busybox:1"
     assert len(answer["timings"]["layers"]) == 3
     done = site.daemon.rctl("pull", "--stats", "team.example/mirrored/busybox:1")
     assert "resolve" in done.stdout
+    hosts.write_text('server = "https://127.0.0.1:1"\n')
+    away = site.daemon.rctl("pull", "team.example/x:1", check=False).stderr
+    assert "cannot connect: Connection refused" in away
+    assert "rctl registry explain team.example/x:1" in away
+    hosts.write_text(both)
     missing = site.daemon.rctl("pull", "team.example/mirrored/nosuch:1", check=False).stderr
     assert f"https://{site.basic.host}/v2 ({hosts}:2): not found" in missing
     assert f"https://127.0.0.1:1/v2 ({hosts}:1): cannot connect" in missing

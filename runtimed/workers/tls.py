@@ -1,6 +1,7 @@
 """Whom a connection to a registry trusts, and what it shows of itself."""
 
 import ssl
+from pathlib import Path
 
 import msgspec
 
@@ -8,7 +9,7 @@ from runtimed.errors import InvalidArgument, os_errors
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
-    """What is configured for one host. The files are PEM, and read for each connection: new ones count at once."""
+    """What is configured for one host. The files are PEM; for each connection those count that are there then."""
 
     skip_verify: bool = False
     authorities: tuple[str, ...] = ()  # trusted beside the system's
@@ -19,13 +20,38 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
         return Tls(authorities=self.authorities)
 
 
+_MOST = 32
+# By what it is made of: to read the system's authorities takes 20 ms, which is as long as a small layer.
+_contexts: dict[tuple[Tls, tuple[object, ...]], ssl.SSLContext] = {}
+
+
 def context(tls: Tls) -> ssl.SSLContext:
-    """Return a context as *tls* has it, of the files as they are now.
+    """Return a context as *tls* has it, of the files as they are now. Not to be changed: others may have the same.
 
     Raises:
         NotFound, PermissionDenied: a file that cannot be read.
         InvalidArgument: a file that is not PEM, or a key that is not the certificate's.
     """
+    usual = ssl.get_default_verify_paths()
+    files = [usual.cafile, usual.capath, *tls.authorities, *(path for pair in tls.identities for path in pair)]
+    key = tls, tuple(_identity(path) for path in files if path)
+    if key not in _contexts:
+        if len(_contexts) >= _MOST:
+            _contexts.clear()
+        _contexts[key] = _made(tls)
+    return _contexts[key]
+
+
+def _identity(path: str) -> tuple[object, ...]:
+    """Return what changes when the file, or the directory's list of files, does."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return (path,)
+    return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _made(tls: Tls) -> ssl.SSLContext:
     made = ssl.create_default_context()
     if tls.skip_verify:
         made.check_hostname = False

@@ -45,6 +45,13 @@ class Workers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContentStore:
+    """Blobs: manifests, configs, compressed layers."""
+
+    verify_on_read: bool = False  # compare each blob with its digest before it is first read, and when its file changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gc:
     """When garbage is collected; as containerd's scheduler has it."""
 
@@ -163,6 +170,7 @@ class Config:
     socket: Socket = Socket()
     log: Log = Log()
     workers: Workers = Workers()
+    content: ContentStore = ContentStore()
     gc: Gc = Gc()
     doctor: Doctor = Doctor()
     restart: Restart = Restart()

@@ -13,6 +13,9 @@ snapshots that a label says are roots, and ingests that are young enough. From t
 ``containerd.io/gc.ref.snapshot.<snapshotter>[/x]``  holds a snapshot
 ``containerd.io/gc.bref.{content,image,container}``  the other way round: is held by what the label names
 ``containerd.io/gc.bref.snapshot.<snapshotter>``   likewise
+``containerd.io/gc.cond.snapshot.<snapshotter>``   on content and images, ``usedat<24h|<key>``: holds the snapshot
+                                                   if it was used less (``>``: more) than so long ago, as its own
+                                                   ``containerd.io/gc.cond.value-usedat`` says (RFC 3339)
 =================================================  ======================================================
 
 Without a label: an image holds its target, a container its snapshot, a snapshot its parent, an ingest the blob it is
@@ -34,6 +37,9 @@ SNAPSHOTS = "snapshots/"  # + the snapshotter's name
 
 _PREFIX = "containerd.io/gc."
 _REF, _BREF = "containerd.io/gc.ref.", labels.GC_BREF
+_COND, _USED_AT = "containerd.io/gc.cond.snapshot", "containerd.io/gc.cond.value-usedat"
+_DURATION = re.compile(r"(\d+(?:\.\d*)?)(h|ms|m|s|us|µs|ns)")  # a part of one, as Go writes them
+_UNITS_NS = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "µs": 1000, "ns": 1}
 _KINDS = {"content": CONTENT, "image": IMAGES, "container": CONTAINERS, "mount": MOUNTS}
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
@@ -53,6 +59,16 @@ class _Edge(NamedTuple):
     is_label: bool  # a flat reference does not follow those
 
 
+class _Condition(NamedTuple):
+    """*holder* refers to *to* if that was used less than *age* ns ago; more, if *is_older*."""
+
+    holder: Node
+    to: Node
+    is_older: bool
+    age: int
+    reason: str
+
+
 _State = tuple[Node, bool]  # whether the node was reached through a flat lease
 
 
@@ -68,6 +84,8 @@ class Graph:
         ] = {}  # in the order they came, without those that are never collected: containers, sandboxes
         self._edges: dict[Node, list[_Edge]] = {}
         self._roots: dict[Node, bool] = {}
+        self._conditions: list[_Condition] = []
+        self._used_at: dict[Node, int] = {}
         self._reached: dict[_State, tuple[_State, str] | None] = {}
 
     # -- building
@@ -135,10 +153,12 @@ class Graph:
 
     def mark(self) -> None:
         """Find out what is reached from the roots."""
+        self._decide()
         self._spread(self._roots.items())
 
     def spare(self, nodes: Iterable[Node]) -> None:
         """Take *nodes* for roots from now on: something has happened to them since the graph was built."""
+        self._decide()
         again = [(node, False) for node in nodes]
         for state in again:  # also those that were reached before: they may refer to something new
             self._reached.setdefault(state, None)
@@ -216,11 +236,29 @@ class Graph:
             elif key.startswith(_BREF):
                 if holder := _named(node.namespace, key[len(_BREF) :], value):
                     self._refer(holder, node, key, is_label=True)
+            elif key.startswith(_COND) and node.type in {CONTENT, IMAGES}:
+                self._conditions += _conditions(node, key, value)
+            elif key == _USED_AT:
+                if (at := _time(value)) is not None:
+                    self._used_at[node] = at
             elif may_be_root and (
                 key.startswith(labels.GC_ROOT)
                 or (key == labels.GC_EXPIRE and expiry(marks) is not None and not self._has_expired(marks))
             ):
                 self._roots[node] = False
+
+    def _decide(self) -> None:
+        """Make references of the conditions that are met, and forget those that are decided."""
+        left = []
+        for condition in self._conditions:
+            at = self._used_at.get(condition.to)
+            if at is None:
+                left.append(condition)  # the snapshot may be added yet
+            elif (self.now - at > condition.age) is condition.is_older and self.now - at != condition.age:
+                self._refer(condition.holder, condition.to, condition.reason, is_label=True)
+                if not condition.is_older:
+                    self._expires(at + condition.age)
+        self._conditions = left
 
     def _has_expired(self, marks: Mapping[str, str]) -> bool:
         at = expiry(marks)
@@ -258,13 +296,28 @@ class Graph:
 
 def expiry(marks: Mapping[str, str]) -> int | None:
     """Return when the record with these labels expires, in ns since the epoch; None: never, or no time is said."""
-    text = marks.get(labels.GC_EXPIRE)
-    if text is None or not _RFC3339.fullmatch(text):
+    return _time(marks.get(labels.GC_EXPIRE, ""))
+
+
+def _time(text: str) -> int | None:
+    """Return an RFC 3339 time in ns since the epoch; None for anything else."""
+    if not _RFC3339.fullmatch(text):
         return None
     try:
         return int(datetime.fromisoformat(text).timestamp() * 1_000_000) * 1_000
     except (ValueError, OverflowError):
         return None
+
+
+def _conditions(node: Node, key: str, value: str) -> Iterator[_Condition]:
+    """Yield what the label says; of what it says in words that are not known, nothing."""
+    snapshotter = key.removeprefix(_COND).lstrip("./").partition("/")[0]
+    conditions, bar, name = value.partition("|")
+    for condition in conditions.split(",") if bar else ():
+        what = re.fullmatch(r"usedat([<>])(.+)", condition)
+        if what and re.fullmatch(f"(?:{_DURATION.pattern})+", what[2]):
+            age = sum(int(float(number) * _UNITS_NS[unit]) for number, unit in _DURATION.findall(what[2]))
+            yield _Condition(node, Node(node.namespace, SNAPSHOTS + snapshotter, name), what[1] == ">", age, key)
 
 
 def _named(namespace: str, name: str, value: str) -> Node | None:

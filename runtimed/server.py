@@ -119,7 +119,8 @@ async def serve(config: Config, stopping: asyncio.Event, reloads: Listeners) -> 
     async with AsyncExitStack() as held:
         database = await _database(config.root / "metadata.db", held)
         events = EventBus()
-        content = Content(database, await blocking(LocalStore, config.root / "content"))
+        store = await blocking(LocalStore, config.root / "content")
+        content = Content(database, store, verify_on_read=config.content.verify_on_read)
         await blocking(content.reconcile)
         loaded = await blocking(
             loader.load, config.root / "snapshotters", config.snapshotters, proxies=config.proxy_plugins

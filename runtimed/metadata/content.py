@@ -21,7 +21,9 @@ are shared between namespaces ("shared" policy of containerd): a blob that anoth
 soon as a client says it is about to write that digest.
 """
 
+import hashlib
 import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -40,6 +42,7 @@ from runtimed.errors import (
     ResourceExhausted,
     RuntimedError,
     Unavailable,
+    os_errors,
 )
 from runtimed.filters import parse
 from runtimed.metadata import blobs, images
@@ -48,6 +51,7 @@ from runtimed.oci import digest as digests
 
 log = logging.getLogger(__name__)
 
+_PIECE = 1 << 20  # bytes that are hashed at a time
 _READ_LIMIT = 8 << 20  # bytes; manifests and configs are far smaller
 
 
@@ -99,8 +103,11 @@ class Ingest(Writer):
 class Content:
     """Blobs and ingests as the namespaces see them. Blocks; any thread may call any method."""
 
-    def __init__(self, db: Database, store: LocalStore) -> None:
+    def __init__(self, db: Database, store: LocalStore, *, verify_on_read: bool = False) -> None:
+        """*verify_on_read*: opening a blob compares it with its digest, unless it is the file that was compared."""
         self.store = store
+        self.verifies = verify_on_read
+        self._verified: dict[str, tuple[int, ...]] = {}  # digest -> the state of the file that was compared
         self._db = db
         self._guard = threading.Lock()
         self._held: dict[tuple[str, str], object] = {}  # (namespace, ref) -> the claim of who holds it
@@ -145,7 +152,8 @@ class Content:
 
         Raises:
             NotFound: the namespace has no such blob.
-            DataLoss: it should be there, but its file is missing or has another size. Writing it again repairs that.
+            DataLoss: it should be there, but its file is missing, has another size, or other bytes where they are
+                verified. Writing it again repairs that.
         """
         info = self.info(namespace, digest)
         try:
@@ -157,7 +165,28 @@ class Content:
             file.close()
             raise DataLoss(f"content {digest}: its file has {size} bytes instead of {info.size}; write it again")
         file.seek(0)
+        if self.verifies:
+            try:
+                self._verify(digest, file)
+            except BaseException:
+                file.close()
+                raise
         return file
+
+    def _verify(self, digest: str, file: BinaryIO) -> None:
+        found = os.fstat(file.fileno())
+        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if self._verified.get(digest) == state:
+            return
+        algorithm, encoded = digests.split(digest)
+        hasher = hashlib.new(algorithm)
+        with os_errors(f"content {digest}"):
+            while piece := file.read(_PIECE):
+                hasher.update(piece)
+        if hasher.hexdigest() != encoded:
+            raise DataLoss(f"content {digest}: its file has other bytes; pull or write it again")
+        self._verified[digest] = state
+        file.seek(0)
 
     def path(self, namespace: str, digest: str) -> Path:
         """Return the file of a blob, for a worker process to read. Raises as :meth:`open`."""

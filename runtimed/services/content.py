@@ -67,7 +67,8 @@ class ContentService(ContentServicer):
     async def Read(self, request: pb.ReadContentRequest, context: Context) -> AsyncIterator[pb.ReadContentResponse]:
         namespace = namespace_of(context)
         if 0 < request.size <= _CHUNK:  # the Go client reads a blob by calls for 32 KiB each
-            data = self._read_cached(namespace, request) if request.size <= _PIECE else None
+            at_once = request.size <= _PIECE and not self._content.verifies  # which may take a while
+            data = self._read_cached(namespace, request) if at_once else None
             if data is None:
                 data = await blocking(self._read_piece, namespace, request)
             if data:

@@ -169,3 +169,51 @@ def test_a_hundred_thousand_blobs_take_seconds():
     graph.mark()
     assert len(graph.dead()) == 55_000
     assert time.monotonic() - began < 10
+
+
+USED_AT = "containerd.io/gc.cond.value-usedat"  # at 08:00 on 15 January 2027 it is NOW
+
+
+@pytest.mark.parametrize(
+    ("condition", "used_at", "is_held"),
+    [
+        ("usedat<24h|child", "2027-01-14T09:00:00Z", True),
+        ("usedat<24h|child", "2027-01-14T07:00:00Z", False),
+        ("usedat<1h30m|child", "2027-01-15T07:00:00Z", True),
+        ("usedat>24h|child", "2027-01-14T07:00:00Z", True),
+        ("usedat>24h|child", "2027-01-14T09:00:00Z", False),
+        ("usedat<1s,usedat<24h|child", "2027-01-14T09:00:00Z", True),
+        ("usedat=24h|child", "2027-01-14T09:00:00Z", False),
+        ("size<24h|child", "2027-01-14T09:00:00Z", False),
+        ("usedat<long|child", "2027-01-14T09:00:00Z", False),
+        ("usedat<24h|other", "2027-01-14T09:00:00Z", False),
+        ("usedat<24h", "2027-01-14T09:00:00Z", False),
+        ("usedat<24h|child", "yesterday", False),
+    ],
+)
+@pytest.mark.parametrize("label", [f"containerd.io/gc.cond.snapshot{rest}" for rest in (".overlayfs", "/overlayfs/x")])
+@pytest.mark.parametrize("holder", ["image", "blob"])
+def test_a_snapshot_is_held_on_a_condition(graph, condition, used_at, is_held, label, holder):
+    if holder == "image":
+        graph.image("ns", "image", "target", {label: condition})
+    else:
+        graph.blob("ns", "target", {label: condition})
+    graph.snapshot("ns", "overlayfs", "child", "snapshot", {USED_AT: used_at})
+    assert dead(graph) == DEAD - ({"child", "snapshot"} if is_held else set())
+
+
+def test_a_condition_counts_whichever_comes_first_and_only_from_what_is_live(graph):
+    label, recent = "containerd.io/gc.cond.snapshot.overlayfs", "2027-01-15T07:00:00Z"
+    graph.blob("ns", "blob", {label: "usedat<24h|child"})
+    graph.snapshot("ns", "overlayfs", "child", "snapshot", {USED_AT: recent})
+    assert dead(graph) == DEAD
+    graph.image("ns", "image", "target", {label: "usedat<24h|child"})
+    graph.spare([Node("ns", "images", "image")])
+    assert {node.id for node in graph.dead()} == DEAD - {"child", "snapshot"}
+
+
+def test_a_condition_that_time_will_undo_is_looked_at_again_then(graph):
+    graph.image("ns", "image", "target", {"containerd.io/gc.cond.snapshot.overlayfs": "usedat<24h|child"})
+    graph.snapshot("ns", "overlayfs", "child", "snapshot", {USED_AT: "2027-01-14T09:00:00Z"})
+    graph.mark()
+    assert graph.next_expiry == NOW + 3600 * 10**9

@@ -432,3 +432,20 @@ def test_deleting_a_namespace_leaves_its_ingests_to_the_next_start(content):
     content._db.submit(namespaces.delete, "ns").result()
     restarted(content).reconcile()
     assert files(content) == []
+
+
+def test_bytes_are_compared_with_their_digest_where_that_is_asked_for(content, monkeypatch):
+    add(content)
+    path = content.path("ns", DIGEST)
+    verifying = Content(content._db, content.store, verify_on_read=True)
+    assert verifying.read("ns", DIGEST) == HELLO
+    monkeypatch.setattr("hashlib.new", None)
+    assert verifying.read("ns", DIGEST) == HELLO  # the same file need not be compared again
+    monkeypatch.undo()
+    path.chmod(0o644)
+    path.write_bytes(b"HELLO")
+    assert content.read("ns", DIGEST) == b"HELLO"
+    with pytest.raises(DataLoss, match="other bytes"):
+        verifying.read("ns", DIGEST)
+    path.write_bytes(HELLO)
+    assert verifying.read("ns", DIGEST) == HELLO

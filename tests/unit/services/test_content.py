@@ -365,3 +365,15 @@ async def test_a_large_blob_needs_little_memory(stub):
     tracemalloc.stop()
     assert size == count << 20
     assert peak < 64 << 20
+
+
+@pytest.mark.parametrize("size", [0, 3, 5])
+async def test_a_blob_with_other_bytes_is_not_read_where_they_are_compared(content, stub, fails, size):
+    await write(stub, message("COMMIT", ref="ref", data=HELLO, total=5, expected=DIGEST))
+    content.verifies = True
+    assert (await read(stub, size=size))[0].data == HELLO[: size or 5]
+    path = content.path("default", DIGEST)
+    path.chmod(0o644)
+    path.write_bytes(b"HELLO")
+    name, details = await fails(read(stub, size=size))
+    assert (name, "other bytes" in details) == ("DATA_LOSS", True)

@@ -131,6 +131,17 @@ class ProxyPlugin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamProcessor:
+    """``[stream_processors.<name>]``: a program that Diff.Apply has make one kind of layer of another."""
+
+    accepts: tuple[str, ...] = ()  # media types
+    returns: str = ""  # the media type of what comes out
+    path: str = ""  # of the program, or its name on PATH
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()  # KEY=VALUE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CriRuntime:
     """``[cri.runtimes."<handler>"]``: what a pod's runtime handler stands for."""
 
@@ -179,6 +190,7 @@ class Config:
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
     snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py
     proxy_plugins: Mapping[str, ProxyPlugin] = field(default_factory=dict)
+    stream_processors: Mapping[str, StreamProcessor] = field(default_factory=dict)
     image_verification: ImageVerification = ImageVerification()
 
 
@@ -367,6 +379,10 @@ def _checked(config: Config) -> Config:
     if not config.address.startswith("/"):
         raise InvalidArgument(f"address: {config.address!r} must be the absolute path of a unix socket")
     _check_registry(config.registry)
+    for name, processor in config.stream_processors.items():
+        for what in ("accepts", "returns", "path"):
+            if not getattr(processor, what):
+                raise InvalidArgument(f"stream_processors.{dotted((name,))}.{what}: must be given")
     for name, runtime in config.runtimes.items():
         _check_runtime(f"runtimes.{dotted((name,))}", runtime)
     if config.image_verification.directory and not config.image_verification.directory.startswith("/"):

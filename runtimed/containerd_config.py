@@ -235,6 +235,13 @@ def _proxy(work: _Work, names: Key, value: Any) -> None:
             raise _CannotError("of a proxy plugin type, address and capabilities are taken over")
 
 
+def _processor(work: _Work, names: Key, value: Any) -> None:
+    name, *setting = names
+    if len(setting) != 1 or setting[0] not in {"accepts", "returns", "path", "args", "env"}:
+        raise _CannotError("of a stream processor accepts, returns, path, args and env are taken over")
+    work.table.setdefault("stream_processors", {}).setdefault(name, {})[setting[0]] = value
+
+
 def _handler(work: _Work, names: Key, value: Any) -> None:
     name, *setting = names
     handler = work.handlers.setdefault(name, {})
@@ -311,8 +318,7 @@ _RULES: dict[str, Rule] = {
     "disabled_plugins": _not("the parts of runtimed cannot be switched off one by one"),
     "required_plugins": _not("all parts of runtimed are required"),
     "plugin_dir": _not("Go plugins cannot be loaded; a snapshotter can be a proxy plugin or a Python package"),
-    "stream_processors/*/path": _not("layers of other media types, such as encrypted ones, are not processed"),
-    "stream_processors/**": lambda work, names, value: None,  # one line for each is enough
+    "stream_processors/**": _processor,
     "cgroup/path": _not("set Slice= in the systemd unit instead"),
     "proxy_plugins/**": _proxy,
     "plugins/scheduler/pause_threshold": _to("gc.pause_percent", _percent),

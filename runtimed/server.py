@@ -96,6 +96,7 @@ from runtimed.tasks.manager import TaskManager
 from runtimed.tasks.nursery import Nursery
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
+from runtimed.workers.processors import Processors
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ async def serve(config: Config, stopping: asyncio.Event, reloads: Listeners) -> 
         pool = Pool(config.workers.count, mountpoint=config.state / "workers")
         await pool.start()
         held.push_async_callback(pool.close)
+        processors = await blocking(Processors, config.stream_processors, config.root / "processing")
         launcher = await _launcher(config, held)
         versions = await held.enter_async_context(_meanwhile(launcher.oci_runtimes()))
         tasks = TaskManager(
@@ -193,7 +195,7 @@ async def serve(config: Config, stopping: asyncio.Event, reloads: Listeners) -> 
             (_service(images_pb2, "Images"), ImagesService(database, events, collector.collect)),
             (_service(leases_pb2, "Leases"), LeasesService(database, collector.collect)),
             (_service(snapshots_pb2, "Snapshots"), SnapshotsService(snapshotters, events, repairer)),
-            (_service(diff_pb2, "Diff"), DiffService(content, pool, snapshotters, events)),
+            (_service(diff_pb2, "Diff"), DiffService(content, pool, snapshotters, events, processors)),
             (_service(tasks_pb2, "Tasks"), TasksService(tasks, mounts)),
             (_service(mounts_pb2, "Mounts"), MountsService(mounts)),
             (_service(sandbox_pb2, "Store"), SandboxStoreService(database)),

@@ -19,6 +19,7 @@ from runtimed.services.context import Context, Publisher, lease_of, namespace_of
 from runtimed.snapshots.snapshotter import layer_target
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
+from runtimed.workers.processors import Processors
 
 _DEFAULT_MEDIA_TYPE = f"{manifest.OCI_LAYER}+gzip"  # the reference's
 _COMPRESSIONS = {
@@ -37,9 +38,17 @@ class DiffService(DiffServicer):
     It takes *events* as the other services do, and publishes none: containerd has no event for a layer.
     """
 
-    def __init__(self, content: Content, pool: Pool, snapshotters: Mapping[str, Snapshots], events: Publisher) -> None:
+    def __init__(
+        self,
+        content: Content,
+        pool: Pool,
+        snapshotters: Mapping[str, Snapshots],
+        events: Publisher,
+        processors: Processors,
+    ) -> None:
         self._content = content
         self._pool = pool
+        self._processors = processors
         self._snapshotters = [snapshots.snapshotter for snapshots in snapshotters.values()]
 
     async def Apply(self, request: pb.ApplyRequest, context: Context) -> pb.ApplyResponse:
@@ -53,7 +62,9 @@ class DiffService(DiffServicer):
         with about(f"layer {request.diff.digest}"):
             mounts = _to_mounts(request.mounts)
             target = await blocking(layer_target, self._snapshotters, mounts)
-            applied = await self._pool.apply(blob, request.diff.media_type, mounts, target)
+            payloads = {name: payload.SerializeToString() for name, payload in request.payloads.items()}
+            async with self._processors.processed(blob, request.diff.media_type, payloads) as (layer, media_type):
+                applied = await self._pool.apply(layer, media_type, mounts, target)
         descriptor = types_pb2.Descriptor(media_type=manifest.OCI_LAYER, digest=applied.diff_id, size=applied.size)
         return pb.ApplyResponse(applied=descriptor)
 

@@ -48,6 +48,10 @@ WANTED = [
         {"proxy_plugins": {"stargz": ProxyPlugin(address="/run/s.sock", capabilities=("remap-ids",))}},
     ),
     (
+        'version = 2\n[stream_processors.x]\naccepts = ["a"]\nreturns = "b"\npath = "p"\nargs = ["-k"]\n',
+        {"stream_processors": {"x": config.StreamProcessor(accepts=("a",), returns="b", path="p", args=("-k",))}},
+    ),
+    (
         f'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\nruntime_type = "{RUNC}"\n'
         '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]\nSystemdCgroup = true\n',
         {"runtimes": {RUNC: Runtime(systemd_cgroup=True)}},
@@ -93,7 +97,7 @@ def test_what_is_taken_over(migrated, text, expected):
 
 
 def test_handlers_lead_to_their_runtimes(migrated):
-    loaded, _ = migrated(WANTED[7][0])
+    loaded, _ = migrated(WANTED[8][0])
     assert loaded.cri.runtimes["a"] == CriRuntime()
     assert loaded.cri.runtimes["b"] == CriRuntime(runtime="b")
     kata = CriRuntime(runtime="io.containerd.kata.v2", snapshotter="native", pod_annotations=("io.katacontainers.*",))

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import gzip
 import io
 import os
@@ -13,6 +14,7 @@ import zstandard
 from runtimed.api import diff_pb2 as pb
 from runtimed.api import types_pb2
 from runtimed.api.diff_pb2_grpc import DiffStub, add_DiffServicer_to_server
+from runtimed.config import StreamProcessor
 from runtimed.content.local import LocalStore
 from runtimed.diff.tar import TarReader
 from runtimed.labels import SNAPSHOT_REF
@@ -24,6 +26,7 @@ from runtimed.oci import digest as digests
 from runtimed.services.diff import DiffService
 from runtimed.snapshots import loader
 from runtimed.workers.pool import Pool
+from runtimed.workers.processors import Processors
 from tests.fakes.events import RecordedEvents
 from tests.fakes.server import NAMESPACE, served
 from tests.images import tars
@@ -62,11 +65,14 @@ async def stub(content, overlay, tmp_path):
     pool = Pool(1, mountpoint=tmp_path / "mountpoint")
     await pool.start()
     database = Database(tmp_path / "snapshots.db")
-    service = DiffService(content, pool, {"overlayfs": Snapshots(database, "overlayfs", overlay)}, RecordedEvents())
+    processors = Processors(PROCESSORS, tmp_path / "processing")
+    snapshots = {"overlayfs": Snapshots(database, "overlayfs", overlay)}
+    service = DiffService(content, pool, snapshots, RecordedEvents(), processors)
     async with served(tmp_path / "s", lambda server: add_DiffServicer_to_server(service, server)) as channel:
         yield DiffStub(channel)
     await pool.close()
     database.close()
+    assert not list((tmp_path / "processing").glob("*"))
 
 
 @pytest.fixture
@@ -98,6 +104,59 @@ async def test_a_layer_is_applied_and_answered_with_its_diff_id(stub, request_, 
 )
 async def test_what_is_wrong_with_the_request_is_named(stub, request_, change, code, message):
     change(request_)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Apply(request_, metadata=NAMESPACE)
+    assert caught.value.code() is code
+    assert message in (caught.value.details() or "")
+
+
+PROCESSORS = {
+    "decode": StreamProcessor(accepts=("x/base64",), returns=GZIP, path="base64", args=("-d",)),
+    "again": StreamProcessor(accepts=("x/twice",), returns="x/base64", path="base64", args=("-d",)),
+    "fails": StreamProcessor(
+        accepts=("x/fails",),
+        returns=GZIP,
+        path="/bin/sh",
+        args=("-c", 'echo "$STREAM_PROCESSOR_MEDIATYPE, $WHO, $(tail -c 4 <&3)" >&2; exit 7'),
+        env=("WHO=me",),
+    ),
+    "turns": StreamProcessor(accepts=("x/turns",), returns="x/turns", path="cat"),
+    "missing": StreamProcessor(accepts=("x/missing",), returns=GZIP, path="/no/such/program"),
+}
+
+
+def add_layer(content, data):
+    with content.begin("default", "other") as ingest:
+        ingest.write(data)
+        ingest.commit()
+    return digests.of(data)
+
+
+@pytest.mark.parametrize(("media_type", "times"), [("x/base64", 1), ("x/twice", 2)])
+async def test_a_layer_of_another_type_goes_through_processors_first(
+    stub, content, request_, tmp_path, media_type, times
+):
+    data = BLOB
+    for _ in range(times):
+        data = base64.b64encode(data)
+    request_.diff.digest, request_.diff.media_type = add_layer(content, data), media_type
+    answer = await stub.Apply(request_, metadata=NAMESPACE)
+    assert (answer.applied.digest, answer.applied.size) == (digests.of(ARCHIVE), len(ARCHIVE))
+    assert (tmp_path / "root/d/f").read_text() == "data"
+
+
+@pytest.mark.parametrize(
+    ("media_type", "code", "message"),
+    [
+        ("x/fails", grpc.StatusCode.INVALID_ARGUMENT, "processor fails: exit status 7: x/fails, me, key!"),
+        ("x/turns", grpc.StatusCode.INVALID_ARGUMENT, "do not come to an end"),
+        ("x/missing", grpc.StatusCode.NOT_FOUND, "/no/such/program"),
+        ("x/other", grpc.StatusCode.INVALID_ARGUMENT, "x/other"),
+    ],
+)
+async def test_a_processor_that_fails_is_named(stub, request_, media_type, code, message):
+    request_.diff.media_type = media_type
+    request_.payloads["fails"].value = b"the key!"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Apply(request_, metadata=NAMESPACE)
     assert caught.value.code() is code

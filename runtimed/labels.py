@@ -19,6 +19,9 @@ GC_BREF = "containerd.io/gc.bref."  # + container, content, image, snapshot.<sna
 UNCOMPRESSED = "containerd.io/uncompressed"  # on a layer blob: its diff ID
 DISTRIBUTION_SOURCE = "containerd.io/distribution.source."  # + <host>: comma-separated repositories
 SNAPSHOT_REF = "containerd.io/snapshot.ref"  # on Prepare: the chain ID that is about to be made
+# On Prepare and View, for a container in a user namespace: which ID of the layers shows as which, "0:100000:65536".
+SNAPSHOT_UID_MAPPING = "containerd.io/snapshot/uidmapping"
+SNAPSHOT_GID_MAPPING = "containerd.io/snapshot/gidmapping"
 
 # On a namespace: what its clients get when they ask for nothing particular.
 DEFAULT_RUNTIME = "containerd.io/defaults/runtime"

@@ -7,9 +7,9 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtimed.errors import InvalidArgument, RuntimedError, Unimplemented, from_os_error, os_errors
@@ -19,6 +19,7 @@ from runtimed.linux.mount import (
     AT_FDCWD,
     AT_RECURSIVE,
     MNT_DETACH,
+    MOUNT_ATTR_IDMAP,
     MS_BIND,
     MS_REC,
     OPEN_TREE_CLONE,
@@ -36,6 +37,13 @@ from runtimed.linux.overlayfs import mount_deep, split_lowerdir
 # How often, and how far apart, an unmount that finds the mount busy is tried again before it is detached.
 _BUSY_TRIES = 20
 _BUSY_WAIT_S = 0.05
+
+
+_MAPS = ("uidmap", "gidmap")
+
+
+def _pair(option: str) -> tuple[str, str, str]:
+    return option.partition("=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +75,13 @@ class Mount:
             if option == "remount" or "\0" in option:
                 raise InvalidArgument(f"mount option {option!r} is not one of a new mount")
         options = fstab.parse(self.options)
+        maps = {key: value for key, _, value in map(_pair, options.data) if key in _MAPS}
+        if maps:
+            options = replace(options, data=tuple(one for one in options.data if _pair(one)[0] not in _MAPS))
         try:
-            if self.type == "bind" or options.flags & MS_BIND:
+            if maps:
+                self._attach_mapped(fd, options, maps)
+            elif self.type == "bind" or options.flags & MS_BIND:
                 self._bind(fd, options)
             else:
                 self._mount(fd, options)
@@ -77,6 +90,22 @@ class Mount:
         except OSError as exc:
             raise self._error(exc, where) from exc
 
+    def _attach_mapped(self, fd: int, options: fstab.Options, maps: Mapping[str, str]) -> None:
+        """Show the owners of what is bound, or of an overlay's lower directories, as the options say."""
+        from runtimed.linux import idmap, idmapped_overlay  # here: a shim seldom needs them
+
+        try:
+            uids, gids = (idmap.parse(maps.get(key, "")) for key in _MAPS)
+        except ValueError as exc:
+            raise InvalidArgument(f"mount options uidmap and gidmap: {exc}") from None
+        with idmap.user_namespace(uids, gids) as namespace:
+            if self.type == "overlay":
+                idmapped_overlay.mount_idmapped(self.source, fd, options, namespace)
+            elif self.type == "bind":
+                self._bind(fd, options, namespace)
+            else:
+                raise InvalidArgument(f"mount of type {self.type!r}: only an overlay or a bind mount maps IDs")
+
     def _mount(self, fd: int, options: fstab.Options) -> None:
         data = ",".join(options.data)
         if self.type == "overlay" and len(os.fsencode(data)) >= PAGE_SIZE:
@@ -84,7 +113,7 @@ class Mount:
         else:
             mount(self.source, f"/proc/self/fd/{fd}", self.type, options.flags, data)
 
-    def _bind(self, fd: int, options: fstab.Options) -> None:
+    def _bind(self, fd: int, options: fstab.Options, namespace: int = -1) -> None:
         """Clone the source's mount, restrict it while nobody sees it, put it in place."""
         if options.data:
             raise InvalidArgument(
@@ -96,6 +125,8 @@ class Mount:
             set_, clear = attributes_of(options.flags)
             if set_ or clear:
                 mount_setattr(tree, "", AT_EMPTY_PATH, set_, clear)
+            if namespace >= 0:
+                mount_setattr(tree, "", AT_EMPTY_PATH, MOUNT_ATTR_IDMAP, userns_fd=namespace)
             move_mount(tree, fd)
         finally:
             os.close(tree)

@@ -302,7 +302,9 @@ class Init(Process):
         try:
             await failpoints.hit("shim.create.begun")
             self._is_flat = not any(mount.target for mount in mounts)
-            if all(mount.type == "overlay" for mount in mounts):  # of local directories: there is nothing to wait for
+            if all(
+                mount.type == "overlay" and not _is_mapped(mount) for mount in mounts
+            ):  # of local directories: there is nothing to wait for
                 with os_errors(f"bundle {self.bundle}"):
                     rootfs.prepare(options, mounts, self.bundle)
             else:
@@ -510,3 +512,8 @@ def _is_init_of_its_pids(pid: int) -> bool:
                 numbers = line.split()[1:]
                 return len(numbers) > 1 and numbers[-1] == b"1"
     return False
+
+
+def _is_mapped(mount: pb.Mount) -> bool:
+    """Say whether *mount* takes a user namespace, and so a process to make it."""
+    return any(option.startswith(("uidmap=", "gidmap=")) for option in mount.options)

@@ -23,18 +23,20 @@ Options of overlayfs (kernel: overlayfs.rst) that are set, where the host's defa
 
 import errno
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from runtimed.errors import InvalidArgument, RuntimedError, os_errors
-from runtimed.labels import SNAPSHOT_REF
+from runtimed.errors import FailedPrecondition, InvalidArgument, RuntimedError, os_errors
+from runtimed.labels import SNAPSHOT_GID_MAPPING, SNAPSHOT_REF, SNAPSHOT_UID_MAPPING
+from runtimed.linux import idmap
 from runtimed.linux.syncfs import syncfs
 from runtimed.mounts import Mount, mounted
 from runtimed.snapshots.directories import Directories
-from runtimed.snapshots.layers import Layers, check_supported, is_empty, look_like
+from runtimed.snapshots.layers import Layers, check_mapping, check_supported, is_empty, look_like
 from runtimed.snapshots.records import Records, Snapshot
 from runtimed.snapshots.snapshotter import Info, Kind, Mounts, NotSupported, Usage
 from runtimed.snapshots.trees import BLOCK, disk_usage, opened
@@ -49,8 +51,6 @@ _PARAMETERS = Path("/sys/module/overlay/parameters")
 
 class OverlaySnapshotter:
     """A directory or an EROFS file per snapshot, stacked by the kernel."""
-
-    capabilities: ClassVar[tuple[str, ...]] = ()
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -85,6 +85,7 @@ class OverlaySnapshotter:
                 for id in self._records.ids(Kind.ACTIVE):
                     self._layers.roll_back(id, self._upper(id))
                 self._layers.show_all(self._records.needed())
+                self.capabilities = ("remap-ids",) if self._try_mapping() else ()
                 # After the first mount, which loads the kernel's module if need be.
                 self._options = (*_needed_options(), *config.mount_options)
             except BaseException:
@@ -92,13 +93,13 @@ class OverlaySnapshotter:
                 raise
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> Mounts:
-        return self._mounts(self._create(Kind.ACTIVE, key, parent, labels))
+        return self._mounts(self._create(Kind.ACTIVE, key, parent, labels), _maps(labels))
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> Mounts:
-        return self._mounts(self._create(Kind.VIEW, key, parent, labels))
+        return self._mounts(self._create(Kind.VIEW, key, parent, labels), _maps(labels))
 
     def mounts(self, key: str) -> Mounts:
-        return self._mounts(self._records.mountable(key))
+        return self._mounts(self._records.mountable(key), _maps(self._records.info(key).labels))
 
     def commit(self, name: str, key: str, labels: Mapping[str, str]) -> None:
         id = self._records.committable(name, key).id
@@ -203,6 +204,9 @@ class OverlaySnapshotter:
         }
 
     def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Snapshot:
+        maps = _maps(labels)
+        if maps and not self.capabilities:
+            raise FailedPrecondition(f"snapshot {key!r}: this kernel or file system cannot map the IDs of layers")
         # The directory gets its place last, so that whatever is in `snapshots` is either whole or unknown.
         with os_errors(f"snapshot {key!r}"), self._dirs.making() as fresh:
             upper = fresh.path / "fs"
@@ -215,10 +219,13 @@ class OverlaySnapshotter:
                 if snapshot.parent_ids:
                     # The root of the merged tree is the upperdir's; the others' do not show.
                     look_like(upper, self._lowers(snapshot.parent_ids)[0].stat())
+                if maps:
+                    found = upper.stat()
+                    os.chown(upper, _shown(found.st_uid, maps[0]), _shown(found.st_gid, maps[1]))
                 self._dirs.place(fresh, snapshot.id)
         return snapshot
 
-    def _mounts(self, snapshot: Snapshot) -> Mounts:
+    def _mounts(self, snapshot: Snapshot, maps: tuple[str, str] | None) -> Mounts:
         with self._records.locked(), os_errors("layers"):
             own = self._layers.show_unpacked(snapshot.id) if snapshot.kind is Kind.ACTIVE else None
             lower = [*([own] if own else []), *self._lowers(snapshot.parent_ids)]
@@ -229,8 +236,8 @@ class OverlaySnapshotter:
             case Kind.VIEW, []:
                 return [_bind(upper, "ro")]
             case Kind.VIEW, [only]:  # overlayfs needs an upperdir or two lowerdirs
-                return [_bind(str(only), "ro")]
-        options = [*self._options]
+                return [_bind(str(only), "ro", *_options(maps))]
+        options = [*self._options, *_options(maps)]
         if any(self._layers.holds(path) for path in lower):
             options.insert(0, "xino=on")
         if snapshot.kind is Kind.ACTIVE:
@@ -270,6 +277,16 @@ class OverlaySnapshotter:
             return False
         return True
 
+    def _try_mapping(self) -> bool:
+        """Say whether layers, be they files or directories, can be mounted with other owners."""
+        try:
+            with self._dirs.scratch() as probe:
+                check_mapping(probe, with_file=self._takes_files)
+        except (OSError, RuntimedError) as exc:
+            log.info("IDs of layers cannot be mapped", extra={"snapshotter": "overlayfs", "reason": str(exc)})
+            return False
+        return True
+
     def _id_of(self, mounts: Sequence[Mount]) -> str:
         """Return the id of the active snapshot whose mounts these may be, "" for others."""
         match mounts:
@@ -289,8 +306,32 @@ class OverlaySnapshotter:
         return self._dirs.path(id) / "work"
 
 
-def _bind(source: str, mode: str) -> Mount:
-    return Mount("bind", source, options=(mode, "rbind"))
+def _bind(source: str, mode: str, *others: str) -> Mount:
+    return Mount("bind", source, options=(*others, mode, "rbind"))
+
+
+def _maps(labels: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the maps of user and group IDs that a snapshot's labels ask for. Raises InvalidArgument."""
+    uids, gids = labels.get(SNAPSHOT_UID_MAPPING, ""), labels.get(SNAPSHOT_GID_MAPPING, "")
+    if not uids and not gids:
+        return None
+    try:
+        idmap.parse(uids)
+        idmap.parse(gids)
+    except ValueError as exc:
+        raise InvalidArgument(f"labels {SNAPSHOT_UID_MAPPING} and {SNAPSHOT_GID_MAPPING}: {exc}") from None
+    return uids, gids
+
+
+def _options(maps: tuple[str, str] | None) -> tuple[str, ...]:
+    return (f"uidmap={maps[0]}", f"gidmap={maps[1]}") if maps else ()
+
+
+def _shown(id: int, map: str) -> int:
+    try:
+        return idmap.shown(id, idmap.parse(map))
+    except ValueError as exc:
+        raise InvalidArgument(f"the root directory's owner cannot be mapped: {exc}") from None
 
 
 def _needed_options() -> tuple[str, ...]:

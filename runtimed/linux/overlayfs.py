@@ -18,7 +18,7 @@ from runtimed.linux.mount import (
 )
 from runtimed.linux.namespaces import CLONE_FS, unshare
 
-_LOWERDIR = "lowerdir="
+LOWERDIR = "lowerdir="
 
 
 def mount_deep(source: str, fd: int, options: Options) -> None:
@@ -66,13 +66,13 @@ def mount_relative(source: str, fd: int, options: Options) -> None:
     lowers = [
         lower
         for option in options.data
-        if option.startswith(_LOWERDIR)
-        for lower in split_lowerdir(option.removeprefix(_LOWERDIR))
+        if option.startswith(LOWERDIR)
+        for lower in split_lowerdir(option.removeprefix(LOWERDIR))
     ]
     common = os.path.commonpath(lowers)
     relative = ":".join(escape(os.path.relpath(lower, common)) for lower in lowers)
-    others = [option for option in options.data if not option.startswith(_LOWERDIR)]
-    data = ",".join([_LOWERDIR + relative, *others])
+    others = [option for option in options.data if not option.startswith(LOWERDIR)]
+    data = ",".join([LOWERDIR + relative, *others])
     failures: list[BaseException] = []
 
     def run() -> None:

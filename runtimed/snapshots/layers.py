@@ -18,6 +18,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Set
+from contextlib import ExitStack
 from pathlib import Path
 
 from runtimed.errors import DataLoss, FailedPrecondition, RuntimedError
@@ -183,6 +184,34 @@ def check_supported(scratch: Path) -> None:
             (merged / "file").touch()
     finally:
         umount2(str(scratch / "lower"), MNT_DETACH | UMOUNT_NOFOLLOW)
+
+
+def check_mapping(scratch: Path, *, with_file: bool) -> None:
+    """Try an overlay whose layers show other owners, a directory and a file, in the empty directory *scratch*.
+
+    Raises OSError or RuntimedError, with what the kernel says.
+    """
+    for name in ("directory", "lower", "upper", "work", "merged"):
+        (scratch / name).mkdir()
+    lowers = [scratch / "directory"]
+    with ExitStack() as held:
+        if with_file:
+            image = scratch / "empty.erofs"
+            image.write_bytes(EMPTY)
+            made = mount_file(str(image))
+            held.callback(os.close, made)
+            with opened(scratch / "lower") as fd:
+                move_mount(made, fd)
+            held.callback(umount2, str(scratch / "lower"), MNT_DETACH | UMOUNT_NOFOLLOW)
+            lowers.append(scratch / "lower")
+        options = (
+            *("uidmap=0:1000:1", "gidmap=0:1000:1"),
+            f"workdir={scratch}/work",
+            f"upperdir={scratch}/upper",
+            f"lowerdir={':'.join(map(str, lowers))}",
+        )
+        with mounted([Mount("overlay", "overlay", options=options)], scratch / "merged"):
+            pass
 
 
 def look_like(directory: Path, other: os.stat_result) -> None:

@@ -77,6 +77,7 @@ class Cri:
         )
         namespaces = pb.NamespaceOption(**modes, userns_options=options.pop("userns", None))
         linux.security_context.namespace_options.CopyFrom(namespaces)
+        linux.security_context.privileged = options.pop("privileged", False)
         metadata = pb.PodSandboxMetadata(
             name=name, uid=options.pop("uid", secrets.token_hex(4)), namespace="test", attempt=options.pop("attempt", 0)
         )
@@ -108,9 +109,8 @@ class Cri:
 
     def container_config(self, name: str, *command: str, image: str, **options: Any) -> pb.ContainerConfig:
         """Return the configuration of a container that runs *command* in a shell."""
-        security = pb.LinuxContainerSecurityContext(
-            namespace_options=pb.NamespaceOption(pid=options.pop("pid", pb.CONTAINER))
-        )
+        namespaces = pb.NamespaceOption(pid=options.pop("pid", pb.CONTAINER), target_id=options.pop("target", ""))
+        security = pb.LinuxContainerSecurityContext(namespace_options=namespaces, **options.pop("security", {}))
         linux = pb.LinuxContainerConfig(resources=options.pop("resources", None), security_context=security)
         metadata = pb.ContainerMetadata(name=name, attempt=options.pop("attempt", 0))
         return pb.ContainerConfig(

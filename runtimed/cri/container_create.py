@@ -1,20 +1,30 @@
 """CreateContainer: a record and a writable layer; nothing runs yet."""
 
 import secrets
+import shutil
+import signal
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import basic_spec, cgroups, records
+from runtimed.cri import records, signals
+from runtimed.cri.container_images import mount_images, unmount_images
 from runtimed.cri.core import Core
 from runtimed.cri.images import Image
 from runtimed.cri.records import ContainerRecord
+from runtimed.cri.request import ContainerSpecRequest
 from runtimed.cri.sandbox_status import publish
+from runtimed.cri.spec import container_spec
 from runtimed.cri.state import Container, Sandbox, container_name
 from runtimed.errors import FailedPrecondition, InvalidArgument
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Opaque
+from runtimed.mounts import Mount, mounted_temporarily
+from runtimed.oci.manifest import Execution
 from runtimed.oci.runtime_spec import TYPE_URL
 from runtimed.rollback import Rollback
+from runtimed.threads import blocking
 
 
 async def create_container(core: Core, sandbox_id: str, config: pb.ContainerConfig) -> str:
@@ -43,8 +53,11 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
         core.state.containers.reserve(container.name, container.id)
         steps.undo("release the name", _release, core, container)
         steps.undo("remove the writable layer", core.remove_snapshot, sandbox.snapshotter, container.id, sandbox.id)
-        await core.prepare(sandbox.snapshotter, container.id, image.contents.chain_id, sandbox.id)
-        record = _record(core, container, image)
+        mounts = await core.prepare(sandbox.snapshotter, container.id, image.contents.chain_id, sandbox.id)
+        steps.undo("take its images off", unmount_images, core, container)
+        images = await mount_images(core, container)
+        steps.undo("delete its directory", blocking, shutil.rmtree, core.container_directory(container.id), True)
+        record = await blocking(_record, core, container, image, mounts, images)
         steps.undo("delete the record", core.db.write, records.delete, container.id)
         await core.db.write(records.create_container, record)
         if sandbox.is_stopping:
@@ -57,38 +70,75 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
 
 
 def _new(sandbox: Sandbox, config: pb.ContainerConfig, image: Image) -> Container:
-    run = image.contents.config.config
-    signal = pb.Signal.Name(config.stop_signal) if config.stop_signal else (run.stop_signal if run else None) or ""
     record = ContainerRecord(
         config=config.SerializeToString(),
         sandbox=sandbox.id,
         image=image.id,
         image_ref=image.digests[0] if image.digests else image.id,
         created_at=time.time_ns(),
-        stop_signal=signal,
+        stop_signal=_stop_signal(config, image.contents.config.config or Execution()),
         resources=config.linux.resources.SerializeToString(),
     )
     return Container(id=secrets.token_hex(32), sandbox=sandbox, config=config, record=record)
 
 
-def _record(core: Core, container: Container, image: Image) -> containers.Container:
-    sandbox = container.sandbox
+def _record(
+    core: Core, container: Container, image: Image, mounts: Sequence[Mount], images: Mapping[str, Path]
+) -> containers.Container:
+    """Return the record. Blocks: who the container runs as stands in its rootfs."""
+    sandbox, config = container.sandbox, container.config
     handler = core.handlers.get(sandbox.handler)
-    cgroup = cgroups.path_of(handler, sandbox.config.linux.cgroup_parent, container.id)
-    spec = basic_spec.container_spec(
-        container.config, sandbox, image.contents.config, cgroup, core.files(sandbox), id=container.id
-    )
+    name = config.image.user_specified_image or config.image.image
+    with mounted_temporarily(mounts, core.mountpoints()) as root:
+        request = ContainerSpecRequest(
+            container_id=container.id,
+            sandbox_id=sandbox.id,
+            sandbox_pid=sandbox.pid,
+            config=config,
+            sandbox_config=sandbox.config,
+            image=image.contents.config.config or Execution(),
+            image_name=name,
+            netns=sandbox.record.netns,
+            root=root,
+            directory=core.container_directory(container.id),
+            sandbox_directory=core.files(sandbox),
+            target_pid=_target(core, config),
+            image_mounts=images,
+            rules=handler.rules,
+        )
+        spec = container_spec(request)
+    user = spec.process.user
+    container.record.user = [user.uid, user.gid, *user.additional_gids]
     return containers.Container(
         id=container.id,
         runtime=handler.settings.runtime,
-        spec=Opaque(TYPE_URL, spec),
-        image=container.config.image.user_specified_image or container.config.image.image,
+        spec=Opaque(TYPE_URL, spec.encode()),
+        image=name,
         snapshotter=sandbox.snapshotter,
         snapshot_key=container.id,
         sandbox=sandbox.id,
         extensions=records.extensions(container.record),
-        labels=records.marks(records.CONTAINER, container.config.labels),
+        labels=records.marks(records.CONTAINER, config.labels),
     )
+
+
+def _target(core: Core, config: pb.ContainerConfig) -> int | None:
+    """Return the process whose pid namespace the container is to share; None if none is asked for."""
+    options = config.linux.security_context.namespace_options
+    if options.pid != pb.TARGET:
+        return None
+    target = core.state.containers.get(options.target_id)
+    if target.state != pb.CONTAINER_RUNNING:
+        raise FailedPrecondition(f"container {target.id}, whose pid namespace is asked for, is not running")
+    return target.pid
+
+
+def _stop_signal(config: pb.ContainerConfig, image: Execution) -> int:
+    """Return what it is stopped with; an image that names no signal must be stopped all the same."""
+    try:
+        return signals.stop_signal(config, image)
+    except InvalidArgument:
+        return signal.SIGTERM
 
 
 async def _release(core: Core, container: Container) -> None:

@@ -1,11 +1,13 @@
 """How a container is: ContainerStatus."""
 
+import signal
 from typing import Any
 
 import msgspec
 from google.protobuf.json_format import MessageToDict
 
 from runtimed.api import cri_pb2 as pb
+from runtimed.cri.signals import cri_signal
 from runtimed.cri.state import Container
 
 
@@ -27,10 +29,10 @@ def container_status(container: Container) -> pb.ContainerStatus:
         message=record.message,
         labels=config.labels,
         annotations=config.annotations,
-        mounts=config.mounts,
+        mounts=_mounts(container),
         log_path=container.log_path,
-        stop_signal=_signal(record.stop_signal),
     )
+    status.stop_signal = cri_signal(str(record.stop_signal or signal.SIGTERM))  # type: ignore[assignment]
     status.resources.linux.CopyFrom(pb.LinuxContainerResources.FromString(record.resources))
     if record.user is not None:
         uid, gid, *groups = record.user
@@ -51,9 +53,15 @@ def _reason(container: Container) -> str:
     return record.reason or ("Error" if record.exit_code else "Completed")
 
 
-def _signal(name: str) -> "pb.Signal":
-    """Return the CRI's number for a signal's name; RUNTIME_DEFAULT for one that it has no name for."""
-    found: pb.Signal = getattr(pb, name) if name in pb.Signal.keys() else pb.RUNTIME_DEFAULT  # noqa: SIM118  no dict
+def _mounts(container: Container) -> list[pb.Mount]:
+    """Return the mounts as they were asked for, and of images which ones they are."""
+    found = []
+    for given in container.config.mounts:
+        mount = pb.Mount()
+        mount.CopyFrom(given)
+        if id := container.record.image_mounts.get(given.container_path):
+            mount.image.image_ref = id
+        found.append(mount)
     return found
 
 

@@ -30,8 +30,8 @@ async def stop_container(core: Core, id: str, timeout_s: int) -> None:
     if not is_alive(container):
         return
     if timeout_s > 0:
-        name = container.record.stop_signal or "SIGTERM"
-        if await ending.kill(core, container.id, number_of(name)) and await _ended(container, timeout_s):
+        number = container.record.stop_signal or signal.SIGTERM
+        if await ending.kill(core, container.id, number) and await _ended(container, timeout_s):
             return
     await stop_at_once(core, container)
 
@@ -52,22 +52,6 @@ async def stop_at_once(core: Core, container: Container) -> None:
 def is_alive(container: Container) -> bool:
     """Say whether there may be a process."""
     return container.state in (pb.CONTAINER_RUNNING, pb.CONTAINER_UNKNOWN)
-
-
-def number_of(name: str) -> int:
-    """Return the number of a signal by its name in CRI or an image (``SIGTERM``, ``TERM``, ``15``, ``SIGRTMIN+3``).
-
-    What is none is SIGTERM: an image may say anything, and the container has to end all the same.
-    """
-    text = name.strip().upper().replace("PLUS", "+").replace("MINUS", "-")
-    if text.isascii() and text.isdigit():
-        return int(text) if 0 < int(text[:4]) <= signal.SIGRTMAX else signal.SIGTERM
-    text = text if text.startswith("SIG") else f"SIG{text}"
-    base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
-    number: int | None = getattr(signal, base, None) if base.isalnum() else None
-    if isinstance(number, int) and sign and offset.isdigit():
-        number += int(offset[:3]) if sign == "+" else -int(offset[:3])
-    return int(number) if isinstance(number, int) and 0 < number <= signal.SIGRTMAX else signal.SIGTERM
 
 
 async def _ended(container: Container, limit_s: float) -> bool:

@@ -8,10 +8,10 @@ import msgspec
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri import records
-from runtimed.cri.basic_spec import resources as oci_resources
 from runtimed.cri.core import Core
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.records import ContainerRecord
+from runtimed.cri.resources import limits_of
 from runtimed.errors import FailedPrecondition, InvalidArgument, os_errors
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Opaque
@@ -35,7 +35,7 @@ async def update_container_resources(core: Core, id: str, given: pb.LinuxContain
             raise FailedPrecondition(f"container {container.id} is in state {state}: nothing to change")
         merged = merge(pb.LinuxContainerResources.FromString(container.record.resources), given)
         if container.state == pb.CONTAINER_RUNNING:
-            wanted = Opaque(_RESOURCES, msgspec.json.encode(oci_resources(given)))
+            wanted = Opaque(_RESOURCES, msgspec.json.encode(limits_of(given)))
             await core.tasks.update(NAMESPACE, container.id, wanted, {})
         container.record.resources = merged.SerializeToString()
         await core.db.write(_save, container.id, container.record, merged)
@@ -64,7 +64,7 @@ def _save(tx: Tx, id: str, record: ContainerRecord, merged: pb.LinuxContainerRes
     current = containers.get(tx, NAMESPACE, id)
     spec = msgspec.json.decode(current.spec.value)
     devices = spec["linux"]["resources"].get("devices", [])
-    spec["linux"]["resources"] = {"devices": devices, **oci_resources(merged)}
+    spec["linux"]["resources"] = {**msgspec.to_builtins(limits_of(merged)), "devices": devices}
     if merged.oom_score_adj:
         spec["process"]["oomScoreAdj"] = merged.oom_score_adj
     changed = replace(

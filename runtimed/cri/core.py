@@ -41,7 +41,6 @@ class Core:
     directory: Path
     root: Path  # the same, but it survives a reboot
     sampler: Sampler
-    least_oom_score: int = -1000  # that the kernel lets us give
     state: State = field(default_factory=State)
     events: ContainerEvents = field(default_factory=ContainerEvents)
     operations: Operations = field(default_factory=Operations)
@@ -60,6 +59,16 @@ class Core:
     def files(self, sandbox: Sandbox) -> Path:
         """Return the directory of a pod's files."""
         return self.directory / "sandboxes" / sandbox.id
+
+    def container_directory(self, id: str) -> Path:
+        """Return where a container's volumes are; they outlive a reboot, as its writable layer does."""
+        return self.root / "containers" / id
+
+    def mountpoints(self) -> Path:
+        """Return the directory for mounts of the moment. Blocks."""
+        directory = self.directory / "mounts"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory
 
     def attachment(self, sandbox: Sandbox) -> Attachment:
         """Return what CNI plugins are told of a pod. Raises InvalidArgument."""

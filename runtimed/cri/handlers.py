@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from runtimed.config import BUILTIN, Config, CriRuntime, Runtime
+from runtimed.cri.request import HandlerRules
 from runtimed.errors import InvalidArgument
 
 
@@ -15,6 +16,16 @@ class Handler:
     settings: CriRuntime
     runtime: Runtime
     snapshotter: str
+
+    @property
+    def rules(self) -> HandlerRules:
+        """What specs for it may have in them."""
+        return HandlerRules(
+            pod_annotations=self.settings.pod_annotations,
+            container_annotations=self.settings.container_annotations,
+            systemd_cgroup=self.runtime.systemd_cgroup,
+            recursive_read_only=self.is_runc,
+        )
 
     @property
     def is_runc(self) -> bool:

@@ -55,7 +55,8 @@ class ContainerRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     reason: str = ""
     message: str = ""
     user: list[int] | None = None  # uid, gid, supplementary groups
-    stop_signal: str = ""
+    stop_signal: int = 0
+    image_mounts: dict[str, str] = {}  # IDs of images by their paths in the container
     resources: bytes = b""  # LinuxContainerResources, as changed last
 
 

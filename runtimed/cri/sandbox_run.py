@@ -5,18 +5,21 @@ import secrets
 import time
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import basic_spec, cgroups, ending, records, sandbox_files
+from runtimed.cri import ending, records, sandbox_files
 from runtimed.cri.cni import NetworkList, addresses
 from runtimed.cri.core import Core, together
 from runtimed.cri.handlers import Handler
 from runtimed.cri.images import NAMESPACE, Image
 from runtimed.cri.records import SandboxRecord
+from runtimed.cri.request import SandboxSpecRequest
 from runtimed.cri.sandbox_check import check
 from runtimed.cri.sandbox_status import publish
 from runtimed.cri.sandbox_stop import detach
+from runtimed.cri.spec import sandbox_spec
 from runtimed.cri.state import Sandbox, sandbox_name
 from runtimed.errors import NotFound
 from runtimed.metadata.containers import Container, Opaque
+from runtimed.oci.manifest import Execution
 from runtimed.oci.runtime_spec import TYPE_URL
 from runtimed.rollback import Rollback
 from runtimed.tasks.making import NewTask
@@ -54,7 +57,7 @@ async def _run(core: Core, sandbox: Sandbox, handler: Handler) -> str:
         image = await core.pause_image()
         if record.netns:
             record.network = (await core.network.configured()).to_json()
-        container = _container(core, sandbox, handler, image)
+        container = await blocking(_container, core, sandbox, handler, image)
 
         steps.undo("delete the record, unless the network has to be left first", _forget, core, sandbox)
         steps.undo("delete the files", blocking, sandbox_files.delete, core.files(sandbox))
@@ -98,11 +101,18 @@ def _new(core: Core, config: pb.PodSandboxConfig, handler: Handler, handler_name
 
 def _container(core: Core, sandbox: Sandbox, handler: Handler, image: Image) -> Container:
     sandbox.record.image = image.id
-    cgroup = cgroups.path_of(handler, sandbox.config.linux.cgroup_parent, sandbox.id)
+    request = SandboxSpecRequest(
+        sandbox_id=sandbox.id,
+        config=sandbox.config,
+        image=image.contents.config.config or Execution(),
+        netns=sandbox.record.netns,
+        directory=core.files(sandbox),
+        rules=handler.rules,
+    )
     return Container(
         id=sandbox.id,
         runtime=handler.settings.runtime,
-        spec=Opaque(TYPE_URL, basic_spec.pause_spec(sandbox, image.contents.config, cgroup, core.least_oom_score)),
+        spec=Opaque(TYPE_URL, sandbox_spec(request).encode()),
         image=image.tags[0] if image.tags else image.id,
         snapshotter=sandbox.snapshotter,
         snapshot_key=sandbox.id,

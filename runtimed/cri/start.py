@@ -18,13 +18,11 @@ from runtimed.cri.runtime_service import RuntimeService
 from runtimed.cri.sampler import Sampler
 from runtimed.events import EventBus
 from runtimed.images.pull import Puller
-from runtimed.linux import oom_score
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.registry.registries import Registries
 from runtimed.tasks.manager import TaskManager
-from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
 
@@ -65,7 +63,6 @@ async def kubernetes(
         directory=config.state / "cri",
         root=config.root / "cri",
         sampler=Sampler(filesystems),
-        least_oom_score=await blocking(oom_score.least),
     )
     held.push_async_callback(core.close)
     # Subscribed first: what ends while the rest is looked at is not missed.

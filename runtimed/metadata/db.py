@@ -13,6 +13,7 @@ import queue
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -51,6 +52,30 @@ def unnoticed(func: F) -> F:
     return func
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that knows its cursors.
+
+    One that is not read to its end, because an error came in between and its traceback keeps the cursor, would hold the
+    state of that moment: what is read later on the same connection would be old, and a write refused.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        cursor = super().execute(*args)
+        self._cursors.append(weakref.ref(cursor))
+        return cursor
+
+    def finish(self) -> None:
+        """Give up whatever has not been read."""
+        for reference in self._cursors:
+            if (cursor := reference()) is not None:
+                cursor.close()
+        self._cursors.clear()
+
+
 class Database:
     """Reads in any thread, writes in one; open for as long as the daemon runs."""
 
@@ -63,7 +88,7 @@ class Database:
         """
         self._path = path
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: list[_Connection] = []
         self._guard = threading.Lock()
         self._reserve = Reserve(path.with_name(f"{path.name}-reserve"))
         try:
@@ -129,7 +154,7 @@ class Database:
     def reading(self) -> Iterator[Tx]:
         """Hold a read transaction of this thread open: everything read in it is of one state."""
         self._check_open()
-        conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
+        conn: _Connection | None = getattr(self._local, "conn", None)
         with sqlite_errors():
             if conn is None:
                 conn = self._local.conn = self._connect()
@@ -137,6 +162,7 @@ class Database:
             try:
                 yield conn
             finally:
+                conn.finish()
                 if conn.in_transaction:
                     conn.execute("ROLLBACK")  # nothing was written
 
@@ -158,7 +184,7 @@ class Database:
         if self._closed:
             raise Unavailable("metadata database is closed: the daemon is stopping")
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> _Connection:
         try:
             with sqlite_errors():
                 conn = self._connect()
@@ -168,9 +194,15 @@ class Database:
             raise
         return conn
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> _Connection:
         try:
-            conn = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            conn = sqlite3.connect(
+                self._path,
+                timeout=_BUSY_TIMEOUT_S,
+                isolation_level=None,
+                check_same_thread=False,
+                factory=_Connection,
+            )
         except sqlite3.OperationalError as exc:
             raise Internal(f"metadata database {self._path}: {exc}") from exc
         with self._guard:
@@ -181,7 +213,7 @@ class Database:
         conn.execute("PRAGMA temp_store = MEMORY")  # garbage collection's notes; see gc.py
         return conn
 
-    def _write_loop(self, conn: sqlite3.Connection) -> None:
+    def _write_loop(self, conn: _Connection) -> None:
         while (item := self._queue.get()) is not None:
             batch = [item]
             # What has queued up meanwhile joins this commit. The None that ends the loop must stay behind it.
@@ -200,7 +232,7 @@ class Database:
             if stop:
                 return
 
-    def _commit(self, conn: sqlite3.Connection, batch: list[_Item]) -> None:
+    def _commit(self, conn: _Connection, batch: list[_Item]) -> None:
         """Commit *batch* and answer everybody in it. Those that free space get what there is on a full disk."""
         failure = _commit_together(conn, batch)
         done = batch if failure is None else []
@@ -227,7 +259,7 @@ def _fail(batch: list[_Item], failure: BaseException | None) -> None:
             future.set_exception(failure)
 
 
-def _commit_together(conn: sqlite3.Connection, batch: list[_Item]) -> BaseException | None:
+def _commit_together(conn: _Connection, batch: list[_Item]) -> BaseException | None:
     """Run each function under a savepoint of one transaction; answer them all after the commit.
 
     Return what made the whole transaction fail: then nothing happened, and nobody has been answered.
@@ -249,8 +281,10 @@ def _commit_together(conn: sqlite3.Connection, batch: list[_Item]) -> BaseExcept
                 else:
                     answers.append(lambda future=future, result=result: future.set_result(result))  # type: ignore[misc]
                 conn.execute("RELEASE one")
+            conn.finish()
             conn.execute("COMMIT")
     except BaseException as exc:
+        conn.finish()
         if conn.in_transaction:
             with suppress(sqlite3.Error):
                 conn.execute("ROLLBACK")

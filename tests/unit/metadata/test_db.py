@@ -301,3 +301,33 @@ def test_a_full_disk_is_resource_exhausted_and_passes(database):
     database.submit(put, "large", "x" * 100_000).result(10)
     with database.reading() as tx:
         assert keys(tx) == ["a", "large"]
+
+
+def half_read(tx):
+    """Fail with a query in hand; the traceback keeps it."""
+    rows = tx.execute("SELECT key FROM facts")
+    next(rows)
+    raise NotFound("half-way")
+
+
+def test_a_read_that_fails_half_way_does_not_show_its_moment_to_later_ones(database):
+    for key in "ab":
+        database.submit(put, key).result()
+    with pytest.raises(NotFound) as kept, database.reading() as tx:
+        half_read(tx)
+    database.submit(put, "c").result()
+    with database.reading() as tx:
+        assert keys(tx) == ["a", "b", "c"]
+    assert kept.traceback
+
+
+def test_a_write_that_fails_half_way_does_not_stop_later_ones(path, database):
+    for key in "ab":
+        database.submit(put, key).result()
+    with pytest.raises(NotFound) as kept:
+        database.submit(half_read).result()
+    with sqlite3.connect(path) as other:  # what the writer has seen is old now
+        put(other, "c")
+    other.close()
+    database.submit(put, "d").result()
+    assert kept.traceback

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from runtimed.cli import terminal
 from runtimed.cli.output import note
-from runtimed.cli.process import Process
-from runtimed.cli.stdio import Copier, Fifos, copy_input, copy_output
+from runtimed.client.process import Process
+from runtimed.client.stdio import Copier, Fifos, copy_input, copy_output
 from runtimed.errors import NotFound, RuntimedError, Unavailable
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

@@ -1,58 +1,14 @@
-"""The connection to the daemon, as any client of its API has it."""
+"""The connection of a command."""
 
 import asyncio
-import os
-import re
-import socket
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
+from runtimed.client import Client, connect
+from runtimed.client.connection import DaemonLost, service
 
-from runtimed.cli.output import note
-from runtimed.errors import AlreadyExists, InvalidArgument, NotFound, RuntimedError, Unavailable
-from runtimed.rpc.grpc_client import Call, Cancelled, Channel, Lost
-
-_NAMESPACE = "containerd-namespace"
-_MAX_SOCKET_PATH = 107  # bytes; unix(7)
-_PATIENCE_S = 15.0  # how long a restarting daemon is waited for; a restart takes a second or two
-_PROBE_S = 0.1
-_TRIES = 10  # of a patient call, so many losses or UNAVAILABLE answers
-_ONLY_A_NAME = re.compile(r"[a-z]+(?: [a-z]+)? (?:\S+|'[^']*'|\"[^\"]*\")")
-
-
-class DaemonLost(Unavailable):
-    """There is no connection to the daemon, or not any more; as opposed to a daemon that answers UNAVAILABLE."""
-
-
-class Method:
-    """A method of the API."""
-
-    def __init__(self, method: MethodDescriptor) -> None:
-        self.path = f"/{method.containing_service.full_name}/{method.name}"
-        self.answer = GetMessageClass(method.output_type)
-
-
-class Service:
-    """The methods of a service, as attributes."""
-
-    def __init__(self, service: ServiceDescriptor) -> None:
-        self._methods = service.methods_by_name
-
-    def __getattr__(self, name: str) -> Method:
-        return Method(self._methods[name])
-
-
-def service(module: ModuleType, name: str) -> Service:
-    """Return the service *name* of a generated module; for :meth:`Client.call`."""
-    return Service(module.DESCRIPTOR.services_by_name[name])
+__all__ = ["Client", "DaemonLost", "Settings", "run", "service"]
 
 
 @dataclass(slots=True)
@@ -69,167 +25,11 @@ class Settings:
         return Path(self.address.removeprefix("unix://")).absolute()
 
 
-class Client:
-    """Calls in one namespace. All errors are those of :mod:`runtimed.errors`."""
-
-    def __init__(self, settings: Settings, channel: Channel) -> None:
-        self._channel = channel
-        self.namespace = settings.namespace
-        self._path = settings.socket_path
-        self._metadata: tuple[tuple[str, str], ...] = ((_NAMESPACE, settings.namespace),)
-        self._lease: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        return (*self._metadata, *self._lease)
-
-    async def call(self, method: Method, request: Message, *, patient: bool = False) -> Any:
-        """Return the answer of the unary *method*.
-
-        With *patient* it is asked again if the daemon goes away meanwhile and comes back within 15 s; only for what
-        may be asked twice.
-
-        Raises:
-            DaemonLost: the daemon has gone.
-            RuntimedError: what the daemon answered.
-        """
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                return method.answer.FromString(
-                    await self._channel.unary(method.path, self.metadata, request.SerializeToString())
-                )
-            except RuntimedError as exc:
-                error = self._explained(exc)
-                if not (patient and isinstance(error, Unavailable)) or tries == _TRIES:
-                    raise error from exc
-            if isinstance(error, DaemonLost):
-                await self._until_back(error)
-            else:
-                await asyncio.sleep(_PROBE_S)  # it is stopping, or a shim is not there yet
-
-    async def messages(self, method: Method, request: Message, *, namespace: str = "") -> AsyncIterator[Any]:
-        """Yield the answers of the server-streaming *method*, in another *namespace* if one is given.
-
-        Raises as :meth:`call`.
-        """
-        async with self.opened(method, request, namespace=namespace) as call:
-            while (data := await call.receive()) is not None:
-                yield method.answer.FromString(data)
-
-    @asynccontextmanager
-    async def opened(
-        self, method: Method, request: Message | None = None, *, namespace: str = ""
-    ) -> AsyncIterator[Call]:
-        """Hold a call of *method*; *request*, if it is given, is all that is sent. Raises as :meth:`call`."""
-        metadata = ((_NAMESPACE, namespace),) if namespace else self.metadata
-        try:
-            call = await self._channel.call(
-                method.path, metadata, None if request is None else request.SerializeToString()
-            )
-            try:
-                yield call
-            finally:
-                call.cancel()
-        except RuntimedError as exc:
-            error = self._explained(exc)
-            if error is exc:
-                raise
-            raise error from exc
-
-    def _explained(self, exc: RuntimedError) -> RuntimedError:
-        """Return what a call raised as it is for users."""
-        if isinstance(exc, Lost | Cancelled):  # a daemon that stops cancels what is running
-            lost = DaemonLost(f"lost the daemon at {self._path}")
-            try:
-                probe(self._path)
-            except RuntimedError as gone:
-                lost.__notes__ = gone.__notes__
-            return lost
-        return _with_word(exc)
-
-    async def _until_back(self, error: RuntimedError) -> None:
-        """Wait for the daemon to listen again. Raises *error*, with a note, if it does not."""
-        note(f"{error}; waiting for it to come back (containers go on meanwhile)")
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                probe(self._path)
-            except RuntimedError:
-                if time.monotonic() > deadline:
-                    raise error from None
-                await asyncio.sleep(_PROBE_S)
-            else:
-                break
-        note("the daemon is back")
-
-    @asynccontextmanager
-    async def held_lease(self) -> AsyncIterator[None]:
-        """Hold what is made by calls within the block against garbage collection, for an hour at most."""
-        from runtimed.api import leases_pb2 as pb
-        from runtimed.labels import GC_EXPIRE
-
-        leases = service(pb, "Leases")
-        id = f"rctl-{time.time_ns():x}-{os.getpid()}"
-        expire = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
-        await self.call(leases.Create, pb.CreateRequest(id=id, labels={GC_EXPIRE: expire}))
-        self._lease = (("containerd-lease", id),)
-        try:
-            yield
-        finally:
-            self._lease = ()
-            await self.call(leases.Delete, pb.DeleteRequest(id=id))
-
-
-@asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[Client]:
-    """Hold a connection to the daemon.
-
-    Raises:
-        DaemonLost: there is none at the address; a note says what to do.
-    """
-    probe(settings.socket_path)
-    channel = Channel(settings.socket_path)
-    try:
-        yield Client(settings, channel)
-    finally:
-        await channel.close()
-
-
-def probe(path: Path) -> None:
-    """Connect once. Raises DaemonLost or InvalidArgument with a note of what to do; grpc's own words say less."""
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise InvalidArgument(f"address {path} is longer than {_MAX_SOCKET_PATH} bytes, the most a socket can have")
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(5)
-            connection.connect(os.fspath(path))
-    except OSError as exc:
-        reasons: dict[type[OSError], str] = {
-            FileNotFoundError: "there is no such socket",
-            ConnectionRefusedError: "nobody listens on the socket",
-            PermissionError: "permission denied",
-        }
-        error = DaemonLost(f"no daemon at {path}: {reasons.get(type(exc), exc.strerror or exc)}")
-        if isinstance(exc, PermissionError):
-            error.add_note("run rctl as root")
-        else:
-            error.add_note("start it with 'runtimed', or give the address of a running one with --address")
-        raise error from None
-
-
-def _with_word(exc: RuntimedError) -> RuntimedError:
-    """Return an error that only names the thing (``container 'x'``) with what its class says happened to it."""
-    word = {NotFound: "not found", AlreadyExists: "already exists"}.get(type(exc))
-    return type(exc)(f"{exc}: {word}") if word and _ONLY_A_NAME.fullmatch(str(exc)) else exc
-
-
 def run(settings: Settings, work: Callable[[Client], Awaitable[int]]) -> int:
     """Return the exit status of *work*, given a connection."""
 
     async def connected_work() -> int:
-        async with connected(settings) as client:
+        async with connect(settings.address, namespace=settings.namespace) as client:
             return await work(client)
 
     return asyncio.run(connected_work())

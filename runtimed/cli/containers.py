@@ -9,10 +9,10 @@ from runtimed.api import task_types_pb2
 from runtimed.api import tasks_pb2 as tasks
 from runtimed.cli import logs, output
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.container_create import delete_container, remove_snapshot
 from runtimed.cli.each import each
-from runtimed.cli.process import Process
 from runtimed.cli.run import end
+from runtimed.client.create import delete_container, remove_snapshot
+from runtimed.client.process import Process
 from runtimed.errors import FailedPrecondition, NotFound
 
 _STATUS = {

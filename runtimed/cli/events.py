@@ -7,8 +7,8 @@ import click
 from runtimed.api import events_pb2  # noqa: F401 - the types that the daemon's events are decoded with
 from runtimed.api import events_service_pb2 as pb
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.decode import any_to_json
 from runtimed.cli.output import safe, timestamp
+from runtimed.client.decode import any_to_json
 
 
 @click.command("events", short_help="Print events as they happen.")

@@ -19,8 +19,8 @@ from runtimed.cli.attach import Signals, attached, with_signals
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.options import ProcessOptions
 from runtimed.cli.output import note
-from runtimed.cli.process import Process
-from runtimed.cli.stdio import Fifos
+from runtimed.client.process import Process
+from runtimed.client.stdio import Fifos
 from runtimed.errors import InvalidArgument, RuntimedError
 from runtimed.oci import runtime_spec
 from runtimed.threads import blocking

@@ -7,9 +7,9 @@ import click
 from runtimed.api import images_pb2 as images
 from runtimed.cli import output
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.documents import Documents, documents, find_image
 from runtimed.cli.each import each
 from runtimed.cli.lazy import LazyGroup
+from runtimed.client.documents import Documents, documents, find_image
 from runtimed.errors import RuntimedError
 from runtimed.oci import platform as platforms
 

@@ -12,9 +12,9 @@ from runtimed.api import images_pb2 as images
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.cli import output
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.container_create import defaults
-from runtimed.cli.documents import documents, find_image
-from runtimed.cli.unpack import is_unpacked
+from runtimed.client.create import defaults
+from runtimed.client.documents import documents, find_image
+from runtimed.client.unpack import is_unpacked
 from runtimed.errors import DataLoss, NotFound, RuntimedError
 from runtimed.oci import digest as digests
 from runtimed.oci import manifest

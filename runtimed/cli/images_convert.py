@@ -12,9 +12,10 @@ import msgspec
 
 from runtimed import labels
 from runtimed.api import images_pb2 as images
-from runtimed.cli import blobs, output
+from runtimed.cli import output
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.documents import find_image, from_proto, read_blob, to_proto
+from runtimed.client import blobs
+from runtimed.client.documents import find_image, from_proto, read_blob, to_proto
 from runtimed.diff import compression
 from runtimed.diff.compressing import compressor
 from runtimed.diff.compression import Compression

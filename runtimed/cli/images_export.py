@@ -11,10 +11,11 @@ from typing import BinaryIO
 
 import click
 
-from runtimed.cli import progress, transfer
+from runtimed.cli import progress
 from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.documents import find_image
 from runtimed.cli.output import print_json, print_lines
+from runtimed.client import transfer
+from runtimed.client.documents import find_image
 from runtimed.errors import InvalidArgument
 from runtimed.oci import platform as platforms
 

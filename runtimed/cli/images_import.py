@@ -10,10 +10,11 @@ import click
 
 from runtimed.api import transfer_types_pb2 as types
 from runtimed.api import types_pb2
-from runtimed.cli import progress, transfer
+from runtimed.cli import progress
 from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.container_create import defaults
 from runtimed.cli.output import print_json, print_lines
+from runtimed.client import transfer
+from runtimed.client.create import defaults
 from runtimed.errors import InvalidArgument, NotFound
 from runtimed.oci import platform as platforms
 

@@ -14,10 +14,10 @@ import click
 from runtimed.api import leases_pb2 as leases
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.container_create import defaults, remove_snapshot, to_mount
-from runtimed.cli.documents import documents, find_image
 from runtimed.cli.output import print_json, print_lines
-from runtimed.cli.unpack import ensure_unpacked
+from runtimed.client.create import defaults, remove_snapshot, to_mount
+from runtimed.client.documents import documents, find_image
+from runtimed.client.unpack import ensure_unpacked
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound, os_errors
 from runtimed.mounts import mount_all, mounts_below, unmount_all
 from runtimed.oci import platform as platforms

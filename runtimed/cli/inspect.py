@@ -10,9 +10,9 @@ from runtimed.api import runc_options_pb2  # noqa: F401 - the type that runtime 
 from runtimed.api import tasks_pb2 as tasks
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.containers import state
-from runtimed.cli.decode import any_to_json
-from runtimed.cli.documents import documents, find_image
 from runtimed.cli.output import print_json, timestamp
+from runtimed.client.decode import any_to_json
+from runtimed.client.documents import documents, find_image
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
 from runtimed.oci import platform as platforms
 

@@ -13,7 +13,7 @@ from runtimed.api import introspection_pb2 as introspection
 from runtimed.api import tasks_pb2 as tasks
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.logfile import LogFile, path_of
-from runtimed.cli.process import Process
+from runtimed.client.process import Process
 from runtimed.errors import FailedPrecondition, NotFound, os_errors
 from runtimed.identifiers import validate
 from runtimed.threads import blocking

@@ -9,11 +9,13 @@ import click
 
 from runtimed.api import images_pb2 as images
 from runtimed.api import transfer_types_pb2 as types
-from runtimed.cli import progress, transfer
+from runtimed.cli import progress
 from runtimed.cli.client import Client, DaemonLost, Settings, run
-from runtimed.cli.container_create import defaults
-from runtimed.cli.documents import find_image
 from runtimed.cli.output import print_json, print_lines, print_table, size
+from runtimed.client import transfer
+from runtimed.client.create import defaults
+from runtimed.client.documents import find_image
+from runtimed.client.records import Credentials
 from runtimed.errors import Unauthenticated, Unavailable
 from runtimed.oci import platform as platforms
 from runtimed.oci import reference as references
@@ -88,7 +90,7 @@ async def pull_image(
     platform: Platform,
     snapshotter: str,
     plain_http: bool = False,
-    credentials: transfer.Credentials | None = None,
+    credentials: Credentials | None = None,
     timings: list[str] | None = None,
 ) -> images.Image:
     """Pull the image that *text* refers to, show how it goes on, return its record.
@@ -144,7 +146,7 @@ def _print_timings(timings: Any) -> None:
     )
 
 
-def ask_credentials(user: str) -> transfer.Credentials:
+def ask_credentials(user: str) -> Credentials:
     """Return what ``--user`` says; a missing secret is asked for."""
     name, colon, secret = user.partition(":")
-    return transfer.Credentials(username=name, secret=secret if colon else getpass.getpass(f"Secret of {name}: "))
+    return Credentials(username=name, secret=secret if colon else getpass.getpass(f"Secret of {name}: "))

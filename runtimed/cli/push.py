@@ -4,11 +4,12 @@ import time
 
 import click
 
-from runtimed.cli import progress, transfer
+from runtimed.cli import progress
 from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.documents import find_image
 from runtimed.cli.output import print_json, print_lines
 from runtimed.cli.pull import ask_credentials
+from runtimed.client import transfer
+from runtimed.client.documents import find_image
 from runtimed.errors import Unauthenticated
 from runtimed.oci import platform as platforms
 from runtimed.oci import reference as references

@@ -17,12 +17,12 @@ from runtimed.api import tasks_pb2 as tasks
 from runtimed.cli import options, terminal
 from runtimed.cli.attach import Signals, attached, with_signals
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.container_create import Plan, create, defaults, has_cgroup_v2, random_id
-from runtimed.cli.documents import Documents, documents, find_image
 from runtimed.cli.options import ContainerOptions
 from runtimed.cli.output import note, print_json, print_lines
-from runtimed.cli.process import Process
-from runtimed.cli.stdio import Fifos
+from runtimed.client.create import Plan, create, defaults, has_cgroup_v2, random_id
+from runtimed.client.documents import Documents, documents, find_image
+from runtimed.client.process import Process
+from runtimed.client.stdio import Fifos
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError, Unavailable
 from runtimed.identifiers import validate, validate_labels
 from runtimed.linux.devices import host_devices

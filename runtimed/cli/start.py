@@ -11,7 +11,7 @@ from runtimed.api import tasks_pb2 as tasks
 from runtimed.cli import logs
 from runtimed.cli.client import Client, Settings, service
 from runtimed.cli.each import each
-from runtimed.cli.process import Process
+from runtimed.client.process import Process
 from runtimed.errors import FailedPrecondition, NotFound, RuntimedError
 from runtimed.threads import blocking
 

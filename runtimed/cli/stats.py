@@ -13,8 +13,8 @@ from runtimed.api import cgroups_v1_pb2 as v1
 from runtimed.api import cgroups_v2_pb2 as v2
 from runtimed.api import tasks_pb2 as pb
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.decode import any_to_json
 from runtimed.cli.output import note, print_json, print_table, size, timestamp
+from runtimed.client.decode import any_to_json
 
 _INTERVAL_S = 1.0
 _CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen (ECMA-48)

@@ -6,7 +6,7 @@ import click
 
 from runtimed.cli.client import Client, Settings
 from runtimed.cli.each import each
-from runtimed.cli.process import Process
+from runtimed.client.process import Process
 from runtimed.errors import InvalidArgument
 
 

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"linux", "rpc", "threads", "rollback", "directories", "systemd"},
     {"mounts", "content", "snapshots", "diff", "metadata", "passwd"},
     {"events", "workers", "registry", "images", "tasks", "sandboxes", "mounting", "restarts", "collector", "doctor"},
-    {"services", "cri"},
+    {"services", "cri", "client"},
     {"server", "cli"},
     {"daemon"},
 ]

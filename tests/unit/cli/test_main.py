@@ -57,7 +57,7 @@ def test_a_missing_socket_says_how_to_get_a_daemon(capfd, tmp_path):
     assert call(["-a", f"{tmp_path}/none.sock", "ps"]) == 1
     assert capfd.readouterr().err.splitlines() == [
         f"rctl: no daemon at {tmp_path}/none.sock: there is no such socket",
-        "hint: start it with 'runtimed', or give the address of a running one with --address",
+        "hint: start it with 'runtimed', or give the address of a running one (rctl: --address)",
     ]
 
 
@@ -130,4 +130,5 @@ def test_a_command_loads_neither_rich_nor_the_other_commands():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
-    assert loaded == {f"runtimed.cli{name}" for name in ("", ".main", ".client", ".lazy", ".output", ".server")}
+    cli = {f"runtimed.cli{name}" for name in ("", ".main", ".client", ".lazy", ".output", ".server")}
+    assert loaded == cli | {f"runtimed.client{name}" for name in ("", ".client", ".connection")}

@@ -9,7 +9,7 @@ from google.protobuf.any_pb2 import Any
 from runtimed.api import events_pb2
 from runtimed.api import transfer_types_pb2 as types
 from runtimed.cli import output, progress
-from runtimed.cli.decode import any_to_json
+from runtimed.client.decode import any_to_json
 
 
 @pytest.mark.parametrize(

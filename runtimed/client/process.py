@@ -2,7 +2,7 @@
 
 from runtimed.api import task_types_pb2
 from runtimed.api import tasks_pb2 as pb
-from runtimed.cli.client import Client, service
+from runtimed.client.connection import Connection, service
 from runtimed.errors import NotFound, Unavailable
 from runtimed.oci.runtime_spec import ConsoleSize
 
@@ -10,7 +10,7 @@ from runtimed.oci.runtime_spec import ConsoleSize
 class Process:
     """A process that has been created; *exec_id* "" is the container's init."""
 
-    def __init__(self, client: Client, container_id: str, exec_id: str = "") -> None:
+    def __init__(self, client: Connection, container_id: str, exec_id: str = "") -> None:
         self.container_id = container_id
         self.exec_id = exec_id
         self._client = client

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimed.cli.stdio import Copier, Fifos, copy_input, copy_output
+from runtimed.client.stdio import Copier, Fifos, copy_input, copy_output
 
 
 @pytest.fixture

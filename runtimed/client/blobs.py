@@ -6,14 +6,14 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from runtimed.api import content_pb2 as pb
-from runtimed.cli.client import Client, service
+from runtimed.client.connection import Connection, service
 from runtimed.errors import AlreadyExists, NotFound, RuntimedError
 from runtimed.oci.descriptor import Descriptor
 
 _CHUNK = 1 << 20  # bytes
 
 
-async def save(client: Client, descriptor: Descriptor, file: BinaryIO) -> None:
+async def save(client: Connection, descriptor: Descriptor, file: BinaryIO) -> None:
     """Write the bytes of a blob to *file*. Raises NotFound."""
     request = pb.ReadContentRequest(digest=descriptor.digest)
     async for message in client.messages(service(pb, "Content").Read, request):
@@ -21,7 +21,7 @@ async def save(client: Client, descriptor: Descriptor, file: BinaryIO) -> None:
     file.flush()
 
 
-async def store(client: Client, descriptor: Descriptor, file: BinaryIO, marks: Mapping[str, str]) -> None:
+async def store(client: Connection, descriptor: Descriptor, file: BinaryIO, marks: Mapping[str, str]) -> None:
     """Make a blob of what *file* holds, with *marks* for labels; that it is there already is fine.
 
     Call it with a lease held, or the blob may be collected before something refers to it.

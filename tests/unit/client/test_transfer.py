@@ -4,7 +4,7 @@ import pytest
 from google.protobuf.any_pb2 import Any
 
 from runtimed.api import transfer_types_pb2 as types
-from runtimed.cli.transfer import _WINDOW, _receive_bytes, _Stream
+from runtimed.client.transfer import _WINDOW, _receive_bytes, _Stream
 from runtimed.errors import Internal
 from runtimed.services.streaming import to_any
 

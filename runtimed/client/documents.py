@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from runtimed.api import content_pb2 as content
 from runtimed.api import images_pb2 as images
 from runtimed.api import types_pb2 as types
-from runtimed.cli.client import Client, service
+from runtimed.client.connection import Connection, service
 from runtimed.errors import InvalidArgument, NotFound
 from runtimed.oci import manifest as manifests
 from runtimed.oci import platform as platforms
@@ -45,7 +45,7 @@ class Documents:
         return sum(blob.size for blob in blobs)
 
 
-async def find_image(client: Client, name: str) -> images.Image:
+async def find_image(client: Connection, name: str) -> images.Image:
     """Return the image called *name*, or what Docker would mean by it. Raises NotFound."""
     stub = service(images, "Images")
     for candidate in _candidates(name):
@@ -67,7 +67,7 @@ def _candidates(name: str) -> list[str]:
     return list(dict.fromkeys((full, name)))
 
 
-async def documents(client: Client, image: images.Image, platform: Platform) -> Documents:
+async def documents(client: Connection, image: images.Image, platform: Platform) -> Documents:
     """Read manifest and config of *image* for *platform*.
 
     Raises:
@@ -93,7 +93,7 @@ async def documents(client: Client, image: images.Image, platform: Platform) -> 
     raise InvalidArgument(f"image {image.name!r}: its indexes are nested too deeply")
 
 
-async def read_blob(client: Client, descriptor: Descriptor, limit: int) -> bytes:
+async def read_blob(client: Connection, descriptor: Descriptor, limit: int) -> bytes:
     """Return the blob, which must not exceed *limit* bytes. Raises NotFound, InvalidArgument."""
     data = bytearray()
     request = content.ReadContentRequest(digest=descriptor.digest)

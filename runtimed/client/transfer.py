@@ -1,10 +1,10 @@
 """The Transfer service: what the daemon does with images; its progress, its questions and archives over streams."""
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
@@ -13,27 +13,21 @@ from runtimed.api import streaming_pb2 as streaming
 from runtimed.api import transfer_pb2 as pb
 from runtimed.api import transfer_types_pb2 as types
 from runtimed.api import types_pb2
-from runtimed.cli.client import Client, service
-from runtimed.cli.output import note
+from runtimed.client.connection import Connection, service
+from runtimed.client.records import Credentials
 from runtimed.errors import RuntimedError
 from runtimed.oci.descriptor import Platform
 from runtimed.oci.reference import Reference
 from runtimed.rpc.grpc_client import Call
 
+log = logging.getLogger(__name__)
+
 _WINDOW = 8 << 20  # bytes that the daemon may have under way
 _DOCKER_HOSTS = {"docker.io", "index.docker.io", "registry-1.docker.io"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What ``--user`` says."""
-
-    username: str
-    secret: str
-
-
 async def pull(
-    client: Client,
+    client: Connection,
     reference: Reference,
     *,
     platform: Platform,
@@ -55,7 +49,7 @@ async def pull(
 
 
 async def push(
-    client: Client,
+    client: Connection,
     name: str,
     reference: Reference,
     *,
@@ -73,7 +67,7 @@ async def push(
         await _transfer(client, store, registry, report)
 
 
-async def tag(client: Client, name: str, names: Sequence[str]) -> None:
+async def tag(client: Connection, name: str, names: Sequence[str]) -> None:
     """Let the image *name* have *names* as well. Raises NotFound."""
     first, *others = names
     extra = [types.ImageReference(name=other) for other in others]
@@ -82,7 +76,7 @@ async def tag(client: Client, name: str, names: Sequence[str]) -> None:
 
 
 async def import_archive(
-    client: Client,
+    client: Connection,
     source: AsyncIterable[bytes],
     *,
     prefix: str,
@@ -117,7 +111,7 @@ async def import_archive(
 
 
 async def export_archive(
-    client: Client,
+    client: Connection,
     names: Sequence[str],
     write: Callable[[bytes], object],
     *,
@@ -155,7 +149,7 @@ async def _both(copy: Coroutine[object, object, None], transfer: Coroutine[objec
 
 @asynccontextmanager
 async def _registry(
-    client: Client, reference: Reference, plain_http: bool, credentials: Credentials | None
+    client: Connection, reference: Reference, plain_http: bool, credentials: Credentials | None
 ) -> AsyncIterator[types.OCIRegistry]:
     """Hold a registry end of a transfer; questions for credentials are answered meanwhile."""
     resolver = types.RegistryResolver(default_scheme="http" if plain_http else "")
@@ -168,7 +162,7 @@ async def _registry(
 
 
 async def _transfer(
-    client: Client, source: Message, destination: Message, report: Callable[[types.Progress], None]
+    client: Connection, source: Message, destination: Message, report: Callable[[types.Progress], None]
 ) -> None:
     async with _stream(client) as progress, _meanwhile(_report(progress, report)) as reporting:
         request = pb.TransferRequest(
@@ -229,7 +223,7 @@ class _Stream:
 
 
 @asynccontextmanager
-async def _stream(client: Client) -> AsyncIterator[_Stream]:
+async def _stream(client: Connection) -> AsyncIterator[_Stream]:
     async with client.opened(service(streaming, "Streaming").Stream) as call:
         stream = _Stream(f"rctl-{os.urandom(8).hex()}", call)
         await stream.send(streaming.StreamInit(id=stream.id))
@@ -256,7 +250,7 @@ async def _send_bytes(stream: _Stream, source: AsyncIterable[bytes]) -> None:
 
 
 async def _receive_bytes(stream: _Stream, write: Callable[[bytes], object]) -> None:
-    """Pass on to *write* what the daemon sends, until it ends the stream.
+    """Pass on to *write*, an ordinary or asynchronous function, what the daemon sends, until it ends the stream.
 
     Raises:
         RuntimedError: the stream broke off.
@@ -270,7 +264,9 @@ async def _receive_bytes(stream: _Stream, write: Callable[[bytes], object]) -> N
         if message is None:
             return
         data = types.Data.FromString(message.value).data
-        write(data)
+        done = write(data)
+        if isinstance(done, Awaitable):
+            await done
         window -= len(data)
 
 
@@ -295,7 +291,7 @@ async def _answer(stream: _Stream, reference: Reference, credentials: Credential
             answer.authType = types.CREDENTIALS
             answer.username, answer.secret = credentials.username, credentials.secret
         else:
-            note(f"{request.host!r} asks for credentials; those for {reference.host!r} are not given to it")
+            log.warning("%r asks for credentials; those for %r are not given to it", request.host, reference.host)
         await stream.send(answer)
 
 

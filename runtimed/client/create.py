@@ -13,9 +13,9 @@ from runtimed.api import containers_pb2 as containers
 from runtimed.api import namespaces_pb2 as namespaces
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.api import types_pb2 as types
-from runtimed.cli.client import Client, service
-from runtimed.cli.documents import Documents
-from runtimed.cli.unpack import ensure_unpacked
+from runtimed.client.connection import Connection, service
+from runtimed.client.documents import Documents
+from runtimed.client.unpack import ensure_unpacked
 from runtimed.errors import NotFound, Unavailable
 from runtimed.oci.runtime_spec import TYPE_URL, Options, User, container_spec
 from runtimed.rollback import Rollback
@@ -52,7 +52,7 @@ def random_id() -> str:
     return f"{adjectives[number[0] % len(adjectives)]}-{animals[number[1] % len(animals)]}-{number[2:].hex()}"
 
 
-async def defaults(client: Client) -> tuple[str, str]:
+async def defaults(client: Connection) -> tuple[str, str]:
     """Return the snapshotter and the runtime for who asks for none: the namespace's, else containerd's."""
     try:
         request = namespaces.GetNamespaceRequest(name=client.namespace)
@@ -65,7 +65,7 @@ async def defaults(client: Client) -> tuple[str, str]:
     )
 
 
-async def create(client: Client, plan: Plan, options: Options, steps: Rollback) -> list[types.Mount]:
+async def create(client: Connection, plan: Plan, options: Options, steps: Rollback) -> list[types.Mount]:
     """Create the container and return the mounts of its rootfs; *steps* undoes it.
 
     Raises:
@@ -98,7 +98,7 @@ async def create(client: Client, plan: Plan, options: Options, steps: Rollback) 
     return list(prepared.mounts)
 
 
-async def delete_container(client: Client, id: str) -> None:
+async def delete_container(client: Connection, id: str) -> None:
     """Delete the record; it being gone is fine."""
     try:
         request = containers.DeleteContainerRequest(id=id)
@@ -107,7 +107,7 @@ async def delete_container(client: Client, id: str) -> None:
         pass
 
 
-async def remove_snapshot(client: Client, snapshotter: str, key: str) -> None:
+async def remove_snapshot(client: Connection, snapshotter: str, key: str) -> None:
     """Remove the snapshot; it being gone is fine."""
     try:
         request = snapshots.RemoveSnapshotRequest(snapshotter=snapshotter, key=key)
@@ -121,7 +121,7 @@ def has_cgroup_v2() -> bool:
     return Path("/sys/fs/cgroup/cgroup.controllers").exists()
 
 
-async def _user(client: Client, plan: Plan) -> User:
+async def _user(client: Connection, plan: Plan) -> User:
     """Return the user as numbers; only for a name, or for a user without a group, the image's files are read."""
     text = plan.user or plan.image.execution.user or ""
     found = passwd.numeric(text)

@@ -3,6 +3,7 @@
 A pull unpacks in the daemon. This is for images that came another way: imported, or pulled for another snapshotter.
 """
 
+import logging
 import os
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -11,15 +12,16 @@ from runtimed import labels
 from runtimed.api import content_pb2 as content
 from runtimed.api import diff_pb2 as diff
 from runtimed.api import snapshots_pb2 as snapshots
-from runtimed.cli.client import Client, service
-from runtimed.cli.documents import Documents, to_proto
-from runtimed.cli.output import note
+from runtimed.client.connection import Connection, service
+from runtimed.client.documents import Documents, to_proto
 from runtimed.errors import AlreadyExists, DataLoss, NotFound
 from runtimed.oci.descriptor import Descriptor
 from runtimed.oci.manifest import chain_ids
 
+log = logging.getLogger(__name__)
 
-async def ensure_unpacked(client: Client, image: Documents, snapshotter: str) -> None:
+
+async def ensure_unpacked(client: Connection, image: Documents, snapshotter: str) -> None:
     """Unpack the layers that *snapshotter* does not have yet.
 
     Raises:
@@ -28,7 +30,7 @@ async def ensure_unpacked(client: Client, image: Documents, snapshotter: str) ->
     """
     if not image.chain_id or await is_unpacked(client, snapshotter, image.chain_id):
         return
-    note(f"unpacking for snapshotter {snapshotter!r}")
+    log.info("unpacking for snapshotter %r", snapshotter)
     async with client.held_lease():
         parent = ""
         layers = zip(image.manifest.layers or (), image.diff_ids, chain_ids(image.diff_ids), strict=True)
@@ -39,7 +41,7 @@ async def ensure_unpacked(client: Client, image: Documents, snapshotter: str) ->
         await _refer(client, image, snapshotter)
 
 
-async def is_unpacked(client: Client, snapshotter: str, key: str) -> bool:
+async def is_unpacked(client: Connection, snapshotter: str, key: str) -> bool:
     """Say whether *snapshotter* has the snapshot *key*, a chain ID."""
     stub = service(snapshots, "Snapshots")
     try:
@@ -50,7 +52,7 @@ async def is_unpacked(client: Client, snapshotter: str, key: str) -> bool:
 
 
 async def _unpack(
-    client: Client, snapshotter: str, layer: Descriptor, diff_id: str, parent: str, chain_id: str
+    client: Connection, snapshotter: str, layer: Descriptor, diff_id: str, parent: str, chain_id: str
 ) -> None:
     stub = service(snapshots, "Snapshots")
     key = f"extract-{os.urandom(8).hex()} {chain_id}"
@@ -73,7 +75,7 @@ async def _unpack(
             raise
 
 
-async def _refer(client: Client, image: Documents, snapshotter: str) -> None:
+async def _refer(client: Connection, image: Documents, snapshotter: str) -> None:
     """Label the config so that the snapshots live as long as the image."""
     label = labels.GC_REF_SNAPSHOT + snapshotter
     info = content.Info(digest=image.manifest.config.digest, labels={label: image.chain_id})

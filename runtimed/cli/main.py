@@ -38,12 +38,19 @@ _COMMANDS = {
     "inspect": "inspect",
     "events": "events",
     "df": "df",
+    "content": "content",
     "snapshots": "snapshots",
+    "leases": "leases",
+    "namespaces": "namespaces",
+    "mounts": "mounts",
+    "sandboxes": "sandboxes",
+    "plugins": "plugins",
     "gc": "gc",
     "info": "server",
     "deprecations": "server",
     "doctor": "doctor",
     "version": "server",
+    "completion": "completion",
 }
 DEFAULT_ADDRESS = "/run/runtimed/runtimed.sock"
 

@@ -2,7 +2,8 @@
 
 LAYOUT is an OCI image layout, into which ``skopeo copy docker://IMAGE oci:LAYOUT:NAME`` brings any image. Its layers
 are unpacked by GNU tar, extracted by us, and made EROFS files over each other by us; status 1 and a line for each
-difference. Takes the disk space of all three, in the directory for temporary files, and the memory of the largest layer.
+difference. Takes the disk space of all three, in the directory for temporary files, and the memory of the largest
+layer.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Sandboxes as clients see them: which controller one is of, and the events of its life."""
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -10,6 +11,8 @@ from runtimed.metadata import sandboxes
 from runtimed.metadata.db import Database
 from runtimed.sandboxes.controller import READY, Controller, NewSandbox, Started
 from runtimed.tasks.background import Background
+
+_ANSWERS_WITHIN_S = 2.0
 
 PAUSE, SHIM = "pause", "shim"
 _OTHER_NAMES = {"podsandbox": PAUSE}  # as containerd calls the one of its CRI
@@ -26,12 +29,20 @@ class Sandboxes:
         self._watched: set[tuple[str, str]] = set()
 
     async def load(self) -> None:
-        """Watch the sandboxes of an earlier daemon again."""
-        for namespace, sandbox in await self._db.read(sandboxes.everywhere):
-            with suppress(RuntimedError):
-                controller = await self.controller(namespace, sandbox.id, sandbox.sandboxer)
-                if (await controller.status(namespace, sandbox.id, verbose=False)).state == READY:
-                    self._watch(namespace, sandbox.id, controller)
+        """Watch the sandboxes of an earlier daemon again. A shim that does not answer keeps nobody waiting."""
+        found = await self._db.read(sandboxes.everywhere)
+        await asyncio.gather(*(self._load(namespace, sandbox.id, sandbox.sandboxer) for namespace, sandbox in found))
+
+    async def _load(self, namespace: str, id: str, name: str) -> None:
+        with suppress(RuntimedError):
+            controller = await self.controller(namespace, id, name)
+            try:
+                async with asyncio.timeout(_ANSWERS_WITHIN_S):
+                    is_ready = (await controller.status(namespace, id, verbose=False)).state == READY
+            except TimeoutError:
+                is_ready = True  # as far as anybody knows
+            if is_ready:
+                self._watch(namespace, id, controller)
 
     async def close(self) -> None:
         await self._background.end()

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 DIRECTORY = "io.containerd.sandbox.controller.v1.shim"
 _CONNECT_WITHIN_S = 5.0
+_FOUND_WITHIN_S = 2.0
 _SHUTDOWN_WITHIN_S = 5.0
 
 
@@ -55,18 +56,24 @@ class ShimController:
 
     async def load(self) -> None:
         """Find the sandboxes of an earlier daemon again, before tasks are; what is left of others is removed."""
-        for bundle in await blocking(lambda: list(bundles.found(self._root, self._state, DIRECTORY))):
+        found = await blocking(lambda: list(bundles.found(self._root, self._state, DIRECTORY)))
+        await asyncio.gather(*map(self._load, found))
+
+    async def _load(self, bundle: Bundle) -> None:
+        try:
+            endpoint = await blocking(bundle.endpoint)
+            if endpoint is None:
+                raise NotFound(f"sandbox {bundle.id!r}: has no shim")
+            client = await SandboxClient.connect(endpoint, bundle.id, _FOUND_WITHIN_S)
+        except (NotFound, Unavailable):
             try:
-                endpoint = await blocking(bundle.endpoint)
-                if endpoint is None:
-                    raise NotFound(f"sandbox {bundle.id!r}: has no shim")
-                client = await SandboxClient.connect(endpoint, bundle.id, _CONNECT_WITHIN_S)
-            except (NotFound, Unavailable):
                 await self._clean_up(bundle)
             except RuntimedError as exc:
-                log.warning("the shim of a sandbox cannot be reached", extra=named(bundle) | {"error": str(exc)})
-            else:
-                self._add(_Held(bundle=bundle, endpoint=endpoint, client=client), await blocking(bundle.shim))
+                log.warning("a sandbox is left over", extra=named(bundle) | {"error": str(exc)})
+        except RuntimedError as exc:
+            log.warning("the shim of a sandbox cannot be reached", extra=named(bundle) | {"error": str(exc)})
+        else:
+            self._add(_Held(bundle=bundle, endpoint=endpoint, client=client), await blocking(bundle.shim))
 
     async def close(self) -> None:
         """Let go of the shims; they go on."""

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -221,9 +222,12 @@ def test_a_shim_with_the_sandbox_api_serves_the_tasks_of_its_sandbox(daemon, san
             assert sandboxes.call("Status", "vm").state == "SANDBOX_READY"  # the task that leaves does not end it
             daemon.rctl("rm", "box")
 
+        os.kill(started.pid, signal.SIGSTOP)  # it keeps nobody else waiting
         daemon.stop()
         daemon.start()
         again = Sandboxes(daemon)
+        assert code(again.call, "Status", "vm", timeout=1) == "DEADLINE_EXCEEDED"
+        os.kill(started.pid, signal.SIGCONT)
         assert again.call("Status", "vm").pid == started.pid
     with daemon.events("topic==/sandboxes/exit") as events:
         again.call("Stop", "vm")

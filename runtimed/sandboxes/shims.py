@@ -6,6 +6,7 @@ directories, and tasks join it at its address. It outlives the daemon; the next 
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from runtimed.metadata.opaque import Opaque
 from runtimed.oci.descriptor import Platform
 from runtimed.rollback import Rollback
 from runtimed.sandboxes.client import SandboxClient
-from runtimed.sandboxes.controller import NewSandbox, Started, State
+from runtimed.sandboxes.controller import NOT_READY, NewSandbox, Started, State
 from runtimed.tasks import bundle as bundles
 from runtimed.tasks import client as shims
 from runtimed.tasks.bundle import Bundle
@@ -136,14 +137,25 @@ class ShimController:
 
     async def wait(self, namespace: str, id: str) -> Exit:
         """A shim that goes away has ended with its sandbox."""
-        held = self._get(namespace, id)
-        try:
-            return await held.client.wait()
-        except Unavailable:
-            return shims.killed(held.endpoint.pid)
+        while True:
+            held = self._get(namespace, id)
+            try:
+                return await held.client.wait()
+            except Unavailable:
+                if not held.client.closed.done():
+                    raise
+                if not await self._reconnected(held):
+                    return shims.killed(held.endpoint.pid)
 
     async def status(self, namespace: str, id: str, *, verbose: bool) -> State:
-        return await self._get(namespace, id).client.status(verbose=verbose)
+        """A shim that has gone leaves a sandbox that is not ready."""
+        held = self._get(namespace, id)
+        try:
+            return await held.client.status(verbose=verbose)
+        except Unavailable:
+            if await self._reconnected(held):
+                return await held.client.status(verbose=verbose)
+            return State(state=NOT_READY, exited_at=time.time_ns())
 
     async def shutdown(self, namespace: str, id: str) -> None:
         held = self._get(namespace, id)
@@ -158,6 +170,17 @@ class ShimController:
 
     async def metrics(self, namespace: str, id: str) -> Metric:
         return await self._get(namespace, id).client.metrics()
+
+    async def _reconnected(self, held: _Held) -> bool:
+        """Connect again, if only the connection was lost; return whether there is a shim."""
+        if not held.client.closed.done():
+            return True
+        try:
+            client = await SandboxClient.connect(held.endpoint, held.bundle.id, _FOUND_WITHIN_S)
+        except RuntimedError:
+            return False
+        held.client = client
+        return True
 
     def _add(self, held: _Held, program: str) -> None:
         self._groups.use(held.bundle, held.bundle.id, program, held.endpoint)

@@ -241,6 +241,21 @@ def test_a_shim_with_the_sandbox_api_serves_the_tasks_of_its_sandbox(daemon, san
     again.channel.close()
 
 
+def test_a_shim_that_is_killed_ends_its_sandbox(daemon, shim):
+    sandboxes = Sandboxes(daemon)
+    sandboxes.record("vm", "shim", runtime=shim, fake={})
+    sandboxes.call("Create", "vm")
+    pid = sandboxes.call("Start", "vm").pid
+    with daemon.events("topic==/sandboxes/exit") as events:
+        os.kill(pid, signal.SIGKILL)
+        assert SandboxExit.FromString(next(events).event.value).exit_status == 137
+    assert sandboxes.call("Status", "vm").state == "SANDBOX_NOTREADY"
+    assert code(sandboxes.call, "Platform", "vm") == "UNAVAILABLE"
+    sandboxes.call("Shutdown", "vm")
+    assert not list(daemon.state.glob("io.containerd.sandbox.controller.v1.shim/*/*"))
+    sandboxes.forget("vm")
+
+
 def test_a_shim_that_refuses_leaves_nothing(daemon, shim):
     sandboxes = Sandboxes(daemon)
     sandboxes.record("vm", "shim", runtime=shim, fake={"sandbox_error": "no memory for that"})

@@ -161,6 +161,16 @@ class Cni:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CriStreaming:
+    """Where kubelets send exec and port-forward, with URLs that this daemon has given them."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: any
+    certificate: str = ""  # a PEM file; "": no TLS. Read again when it changes
+    key: str = ""  # its key; "": in the same file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cri:
     """Kubernetes' Container Runtime Interface."""
 
@@ -169,6 +179,7 @@ class Cri:
     default_handler: str = DEFAULT_HANDLER  # of pods that name none
     max_log_line: int = 16384  # bytes, until a line of a log is broken
     cni: Cni = Cni()
+    streaming: CriStreaming = CriStreaming()
     runtimes: Mapping[str, CriRuntime] = field(default_factory=lambda: {DEFAULT_HANDLER: CriRuntime()})
 
 

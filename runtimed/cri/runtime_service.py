@@ -21,13 +21,18 @@ from runtimed.cri.exec_sync import exec_sync
 from runtimed.cri.sandbox_run import run_pod_sandbox
 from runtimed.cri.sandbox_status import pod_sandbox_status
 from runtimed.cri.sandbox_stop import remove_pod_sandbox, stop_pod_sandbox
+from runtimed.cri.streaming.server import StreamingServer
+from runtimed.cri.streaming.tickets import Ticket
+from runtimed.cri.streams import running
+from runtimed.errors import InvalidArgument
 
 
 class RuntimeService(RuntimeServiceServicer):
     """Pods and containers."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, streaming: StreamingServer) -> None:
         self._core = core
+        self._streaming = streaming
 
     # The runtime itself
 
@@ -113,6 +118,26 @@ class RuntimeService(RuntimeServiceServicer):
     async def ExecSync(self, request: pb.ExecSyncRequest, context: Context) -> pb.ExecSyncResponse:
         done = await exec_sync(self._core, request.container_id, request.cmd, request.timeout)
         return pb.ExecSyncResponse(stdout=done.stdout, stderr=done.stderr, exit_code=done.exit_code)
+
+    async def Exec(self, request: pb.ExecRequest, context: Context) -> pb.ExecResponse:
+        container = running(self._core, request.container_id)
+        if not request.cmd:
+            raise InvalidArgument("exec: a command is required")
+        ticket = Ticket(
+            kind="exec",
+            target=container.id,
+            command=tuple(request.cmd),
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        return pb.ExecResponse(url=self._streaming.url(ticket))
+
+    async def PortForward(self, request: pb.PortForwardRequest, context: Context) -> pb.PortForwardResponse:
+        sandbox = self._core.state.ready_sandbox(request.pod_sandbox_id)
+        ticket = Ticket(kind="portforward", target=sandbox.id, ports=tuple(request.port))
+        return pb.PortForwardResponse(url=self._streaming.url(ticket))
 
     async def UpdateContainerResources(
         self, request: pb.UpdateContainerResourcesRequest, context: Context

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
-from runtimed.config import Config
+from runtimed.config import Config, CriStreaming
 from runtimed.cri import container_exit, recovery
 from runtimed.cri.core import Core
 from runtimed.cri.filesystems import Filesystems
@@ -16,6 +17,8 @@ from runtimed.cri.images import Images
 from runtimed.cri.network import Network
 from runtimed.cri.runtime_service import RuntimeService
 from runtimed.cri.sampler import Sampler
+from runtimed.cri.streaming.server import Settings, StreamingServer
+from runtimed.cri.streams import Streams
 from runtimed.events import EventBus
 from runtimed.images.pull import Puller
 from runtimed.metadata.content import Content
@@ -71,7 +74,19 @@ async def kubernetes(
     held.push_async_callback(_ended, watching)
     await is_watching.wait()
     await recovery.recover(core)
-    return Services(RuntimeService(core), ImageService(images, handlers, filesystems), core)
+    streaming = StreamingServer(Streams(core), _settings(config.cri.streaming))
+    await streaming.start()
+    held.push_async_callback(streaming.close)
+    return Services(RuntimeService(core, streaming), ImageService(images, handlers, filesystems), core)
+
+
+def _settings(given: CriStreaming) -> Settings:
+    return Settings(
+        host=given.host,
+        port=given.port,
+        certificate=Path(given.certificate) if given.certificate else None,
+        key=Path(given.key) if given.key else None,
+    )
 
 
 async def _ended(task: "asyncio.Task[None]") -> None:

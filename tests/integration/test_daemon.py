@@ -145,6 +145,19 @@ def test_what_is_published_after_subscribe_has_answered_is_received(channel):
     subscribed.cancel()
 
 
+def test_a_forwarded_envelope_arrives_as_it_is(channel):
+    stub = EventsStub(channel)
+    subscribed = stub.Subscribe(events_service_pb2.SubscribeRequest(filters=["topic==/tasks/oom,namespace==other"]))
+    subscribed.initial_metadata()
+    request = events_service_pb2.ForwardRequest()
+    request.envelope.namespace, request.envelope.topic = "other", "/tasks/oom"
+    request.envelope.timestamp.GetCurrentTime()
+    request.envelope.event.type_url = "containerd.events.TaskOOM"
+    stub.Forward(request, metadata=METADATA)
+    assert next(subscribed) == request.envelope
+    subscribed.cancel()
+
+
 def test_a_bad_topic_is_the_clients_mistake(channel):
     with pytest.raises(grpc.RpcError) as raised:
         EventsStub(channel).Publish(events_service_pb2.PublishRequest(topic="tasks"), metadata=METADATA)

@@ -61,7 +61,7 @@ from runtimed.mounting.manager import MountManager
 from runtimed.registry.registries import Registries
 from runtimed.restarts.monitor import RestartMonitor
 from runtimed.rpc import ttrpc
-from runtimed.rpc.grpc_server import Server
+from runtimed.rpc.grpc_server import BACKLOG, Server
 from runtimed.sandboxes.manager import PAUSE, SHIM, Sandboxes
 from runtimed.sandboxes.pause import PauseController
 from runtimed.sandboxes.shims import ShimController
@@ -103,7 +103,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CALLS_END_WITHIN_S = 1.0
-_BACKLOG = 128
 
 
 Listeners = list[Callable[[Config], object]]  # are told of a configuration of which RELOADED may have changed
@@ -389,7 +388,7 @@ def _bound(address: str, config: Config) -> socket.socket:
         with directories.umask(0o777 & ~config.socket.mode):
             sock.bind(address)
         os.chown(address, config.socket.uid, config.socket.gid)
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
         raise Internal(f"socket {address}: cannot listen on it: {exc.strerror}") from None

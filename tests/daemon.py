@@ -207,7 +207,7 @@ def leftovers(daemon: PrivateDaemon) -> list[str]:
     """Return what a daemon that has stopped, with its containers gone, must not have left, a line each."""
     base = os.fsencode(daemon.base)
     left = [f"mount {line.split()[4]}" for line in _mounts() if str(daemon.base) in line]
-    left += [f"process {pid}: {command}" for pid, command in processes(base)]
+    left += [f"process {pid}: {command}" for pid, command in processes(base) if not _ends(pid)]
     for directory in cgroups(daemon.namespace):
         left += [f"cgroup {path}" for path in directory.rglob("*") if path.is_dir()]
     if daemon.state.exists():
@@ -215,6 +215,18 @@ def leftovers(daemon: PrivateDaemon) -> list[str]:
         left += [f"bundle {path}" for path in daemon.state.glob(f"*/{daemon.namespace}/*")]
     left += [f"ingest {path}" for path in daemon.root.glob("content/ingest/*/")]
     return left
+
+
+def _ends(pid: int, within_s: float = 5.0) -> bool:
+    """Whether a process ends by itself: of a daemon that was killed the helpers do, at the next thing they do."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], within_s)[0])
+    finally:
+        os.close(pidfd)
 
 
 def remove(daemon: PrivateDaemon) -> None:

@@ -33,7 +33,7 @@ _OK, _CANCELLED, _UNKNOWN, _DEADLINE_EXCEEDED, _UNIMPLEMENTED, _INTERNAL, _UNAVA
 _ANSWER: tuple[Header, ...] = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _ANSWER_BLOCK = hpack.encode(_ANSWER)
 _FINE_BLOCK = hpack.encode([(b"grpc-status", b"0")])
-_BACKLOG = 128
+BACKLOG = 1024  # connections that wait to be taken: of more a client that does not wait hears EAGAIN
 _LAST_WORDS_S = 0.5  # for the last answers to be read, when the server stops
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
@@ -102,7 +102,7 @@ class Server:
     async def serve(self, sock: socket.socket) -> None:
         """Take connections on *sock*, which is listening, until :meth:`stop`."""
         loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=_BACKLOG))
+        self._listeners.append(await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=BACKLOG))
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Take no more calls, give those that run *grace_s* to end, and cancel what is left."""

@@ -32,7 +32,7 @@ async def test_a_shim_is_what_it_should_be(shim, tmp_path):
     assert stat.S_IMODE(shim.path.stat().st_mode) == 0o600
     # The pair between keeper and worker, and the pipe for signals: nothing of the nursery's.
     keepers = [*["/dev/null"] * 3, *["pipe"] * 2, *["socket"] * 2]
-    assert [link.partition(":")[0] for link in fds_of(pid)] == keepers
+    await eventually(lambda: [link.partition(":")[0] for link in fds_of(pid)] == keepers)  # the worker answers first
     # Beside these the worker has its event loop, the listening socket, and the client's.
     (worker,) = children(pid)
     assert [link.partition(":")[0] for link in fds_of(worker)] == sorted([*keepers, "anon_inode", "socket", "socket"])

@@ -77,6 +77,14 @@ async def test_shims_outlive_the_nursery(bundle, bind, events, tmp_path, runc_ro
     os.close(shim.pidfd)
 
 
+def test_a_rehearsal_comes_to_its_end(tmp_path, capfd):
+    nursery = Nursery(tmp_path / "rehearsal")
+    assert "error" in nursery.ask(b"what is no request is answered when the rehearsal is over")
+    nursery.close()
+    assert capfd.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_nursery_ends_with_its_daemon(tmp_path):
     nursery = Nursery(tmp_path / "rehearsal")
     nursery.close()

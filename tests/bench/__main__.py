@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import calls, commands, cri, erofs, fleet, images, shims, soak
+from tests.bench import calls, commands, cri, erofs, fleet, images, limits, shims, soak
 from tests.bench.samples import Row, machine, progress, table
 
 _SUITES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
@@ -19,6 +19,7 @@ _SUITES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "calls": calls.suite,
     "fleet": fleet.suite,
     "soak": soak.suite,
+    "limits": limits.suite,
     "images": images.suite,
     "erofs": erofs.suite,
     "cri": cri.suite,
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-runs", type=int, default=5, metavar="N", help="of each pull (default 5)")
     parser.add_argument("--containers", type=int, default=50, metavar="N", help="of fleet (default 50)")
     parser.add_argument("--soak", type=int, default=1000, metavar="N", help="containers of soak (default 1000)")
+    parser.add_argument("--limits", type=int, default=100, metavar="PERCENT", help="of limits (default 100)")
     parser.add_argument("--stdout-mb", type=int, default=2048, metavar="MB", help="through stdout (default 2048)")
     parser.add_argument("--entries", type=int, default=70_000, metavar="N", help="of image A (default 70000)")
     parser.add_argument("--layers", type=int, default=7, metavar="N", help="of image A (default 7)")

@@ -1,7 +1,8 @@
 """Cuts the power of a guest that pulls, builds and removes images, each time on the disk that the last cut left.
 
-SIGKILL of qemu loses the guest's page cache. ext4 is mounted so that it hides no missing fsync: with ``data=writeback``
-and ``noauto_da_alloc`` a file that was renamed without one is empty afterwards.
+SIGKILL of qemu loses the guest's page cache, and the disk's own (`volatile.py`) loses any part of what the guest has
+not had flushed. ext4 is mounted so that it hides no missing fsync: with ``data=writeback`` and ``noauto_da_alloc`` a
+file that was renamed without one is empty afterwards.
 """
 
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from tests.vm.guest import Disk, Guest, guest, make_disk
 from tests.vm.packages import Unavailable
+from tests.vm.volatile import VolatileDisk, served
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 CUTS = int(os.environ.get("RUNTIMED_VM_CUTS", "1"))
@@ -32,25 +34,37 @@ def test_a_layer_is_complete_or_absent_after_a_power_cut_and_a_pull_repairs_it(
     chance = random.Random(seed)
     path = tmp_path / "disk"
     make_disk(path, 512)
-    disk = Disk(str(path), options=OPTIONS, cache="writeback")
+    medium = VolatileDisk(path, chance)
     first, promised = 0, set[str]()
     try:
         for _ in range(CUTS):
-            with guest(kernel, command(first, promised), data_disk=disk, timeout_s=TIMEOUT_S) as running:
+            with (
+                served(medium, tmp_path / "nbd") as drive,
+                guest(kernel, command(first, promised), data_disk=of(drive), timeout_s=TIMEOUT_S) as running,
+            ):
                 running.wait_for("pulling")
                 cut_after(running, chance.uniform(0.1, LONGEST_S))
                 print(running.output)
                 first = int(re.findall(r"pulling (\d+)", running.output)[-1]) + 1
                 promised |= {*re.findall(r"(?:acknowledged|built) (\S+)\n", running.output)}
                 promised -= {*re.findall(r"removing (\S+)\n", running.output)}
-        with guest(kernel, command(first, promised), data_disk=disk, timeout_s=TIMEOUT_S) as running:
+        print(f"{medium.lost} sectors were lost")
+        with (
+            served(medium, tmp_path / "nbd") as drive,
+            guest(kernel, command(first, promised), data_disk=of(drive), timeout_s=TIMEOUT_S) as running,
+        ):
             running.wait_for("pulled everything")
             print(running.output)
             assert re.search(r" [1-9]\d* files" if kernel == "6.12" else r" 0 files, [1-9]", running.output)
     except Unavailable as exc:
         pytest.skip(str(exc))
     finally:
+        medium.close()
         path.unlink()
+
+
+def of(drive: str) -> Disk:
+    return Disk(drive, options=OPTIONS, cache="writeback")
 
 
 def command(first: int, promised: set[str]) -> list[str]:

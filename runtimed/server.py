@@ -298,7 +298,7 @@ async def _launcher(config: Config, held: AsyncExitStack) -> Launcher:
         runc_root=config.state / "runc",
         debug=config.log.level == "debug",
     )
-    held.callback(launcher.close)
+    held.callback(launcher.logs.close_all)
     nursery.start()
     held.push_async_callback(nursery.close)
     return launcher

@@ -10,7 +10,8 @@ from runtimed.errors import FailedPrecondition, RuntimedError, os_errors
 from shim import failpoints, files
 from shim import messages as pb
 from shim.exits import Children, Exit
-from shim.process import Init, Process, Publish, Status, read_pid
+from shim.init import Init
+from shim.process import Process, Publish, Status, read_pid
 from shim.sinks import Origin
 from shim.stdio import Paths
 

@@ -12,8 +12,9 @@ from shim import messages as pb
 from shim.events import Publisher
 from shim.exec import Exec as ExecProcess  # the RPC has the name Exec here
 from shim.exits import Children
+from shim.init import Init
 from shim.options import Options
-from shim.process import Init, Process, Status
+from shim.process import Process, Status
 from shim.runc import Runc
 from shim.stdio import Paths
 

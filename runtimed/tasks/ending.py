@@ -111,7 +111,7 @@ class Endings:
             if task.watch.done():  # the shim died of it, and that went unnoticed as intended
                 self._watch_from_now(task)
             raise
-        self._launcher.close_log(task.bundle)
+        self._launcher.logs.close(task.bundle)
         try:
             await hit_async("delete.forgotten")
             async with self._groups.locked(task.bundle.namespace, task.group):

@@ -4,35 +4,26 @@ Our own shim is forked from the warm parent, or started by exec when that is not
 started by exec as containerd would: ``<shim> -namespace NS -address SOCKET -publish-binary SELF -id ID start``.
 """
 
-import asyncio
 import hashlib
 import logging
 import os
 import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtimed import config
-from runtimed.errors import (
-    DeadlineExceeded,
-    InvalidArgument,
-    NotFound,
-    RuntimedError,
-    Unavailable,
-    from_os_error,
-)
-from runtimed.linux.rlimit import restore_nofile
+from runtimed.errors import InvalidArgument, NotFound, RuntimedError, Unavailable
 from runtimed.metadata.containers import Opaque
-from runtimed.tasks import client, pids
+from runtimed.tasks import client
 from runtimed.tasks.bundle import Bundle
-from runtimed.tasks.client import Endpoint, Exit, TaskClient
+from runtimed.tasks.client import Endpoint, Exit
+from runtimed.tasks.endpoints import answering, identified, joined
 from runtimed.tasks.environment import for_children
 from runtimed.tasks.nursery import Nursery
+from runtimed.tasks.programs import last_line, run
+from runtimed.tasks.shimlogs import ShimLogs
 from runtimed.threads import blocking
 
 log = logging.getLogger(__name__)
@@ -41,8 +32,6 @@ _OWN = (sys.executable, "-P", "-m", "shim.main")
 _START_WITHIN_S = 20.0
 _INFO_WITHIN_S = 5.0
 _DELETE_WITHIN_S = 6.0
-_ANSWERS_WITHIN_S = 2.0
-_LOG_CHUNK = 16 << 10  # bytes read at once; a line that is longer is cut
 
 # Bytes: the longest name of a unix socket, and what our own shims and those of containerd add to its directory.
 _LONGEST_PATH = 106
@@ -93,7 +82,7 @@ class Launcher:
         self._runc_root = runc_root
         self._debug = debug
         self._versions: dict[str, tuple[int, int]] = {}
-        self._logs: dict[Path, int] = {}  # bundle -> descriptor of its FIFO
+        self.logs = ShimLogs()
 
     def options(self, program: Program, given: Opaque) -> Opaque:
         """Return the options for a shim: *given*, and what they leave open from the configuration.
@@ -138,12 +127,12 @@ class Launcher:
         """
         if program.binary:
             await blocking(bundle.save_shim, program.binary)
-            await self.open_log(bundle)
+            await self.logs.open(bundle)
             endpoint = await self._exec(bundle, [program.binary], options, await self._version(program.binary))
         else:
-            if joins is not None and (joined := await _joined(joins, bundle.id, group)) is not None:
-                await blocking(bundle.save_endpoint, joined)
-                return joined
+            if joins is not None and (found := await joined(joins, bundle.id, group)) is not None:
+                await blocking(bundle.save_endpoint, found)
+                return found
             # Known before it is there: a crash right after the fork must leave a bundle that leads to the shim.
             expected = Endpoint(path=self.socket(bundle.namespace, group))
             await blocking(bundle.save_endpoint, expected)
@@ -174,7 +163,7 @@ class Launcher:
             log.warning("cleaning up after a shim failed", extra={"task": bundle.id, "error": str(exc)})
             return client.killed(0)
         if status != 0:
-            log.warning("cleaning up after a shim failed", extra={"task": bundle.id, "error": _last_line(stderr)})
+            log.warning("cleaning up after a shim failed", extra={"task": bundle.id, "error": last_line(stderr)})
         return client.parse_deleted(stdout if status == 0 else b"")
 
     async def features(self, runtime: str, binary: str) -> bytes:
@@ -194,7 +183,7 @@ class Launcher:
         except RuntimedError as exc:
             raise NotFound(f"features of runtime {runtime}: {exc}") from None
         if status != 0 or not stdout.lstrip().startswith(b"{"):
-            raise NotFound(f"features of runtime {runtime}: {binary} does not tell: {_last_line(stderr)}")
+            raise NotFound(f"features of runtime {runtime}: {binary} does not tell: {last_line(stderr)}")
         return stdout
 
     async def oci_runtimes(self) -> Mapping[str, str]:
@@ -208,24 +197,6 @@ class Launcher:
                 status, stdout = 1, b""
             found[binary] = stdout.decode(errors="replace").partition("\n")[0].strip() if status == 0 else ""
         return found
-
-    async def open_log(self, bundle: Bundle) -> None:
-        """Log what a shim that is not our own logs, until :meth:`close_log`. It waits for a reader before it starts."""
-        fd = await blocking(bundle.make_log)
-        self._logs[bundle.path] = fd
-        asyncio.get_running_loop().add_reader(fd, _log_from, fd, bundle)
-
-    def close_log(self, bundle: Bundle) -> None:
-        if (fd := self._logs.pop(bundle.path, None)) is not None:
-            asyncio.get_running_loop().remove_reader(fd)
-            os.close(fd)
-
-    def close(self) -> None:
-        """Stop reading logs; what shims write then is lost, and they go on."""
-        for fd in self._logs.values():
-            asyncio.get_running_loop().remove_reader(fd)
-            os.close(fd)
-        self._logs.clear()
 
     def socket(self, namespace: str, group: str) -> Path:
         """Return where our own shim of *group* serves: short, whatever the names are."""
@@ -249,7 +220,7 @@ class Launcher:
                 return identified(expected, await self._nursery.fork(request))
             except Unavailable as exc:
                 log.warning("forking a shim failed", extra={"task": bundle.id, "error": str(exc)})
-            if (made := await _answering(expected, bundle.id)) is not None:
+            if (made := await answering(expected, bundle.id)) is not None:
                 return made  # it had forked before it died
         return await self._exec(bundle, _OWN, options, _BOOTSTRAP_SINCE)
 
@@ -275,9 +246,9 @@ class Launcher:
         command = [*program, *self._arguments(bundle), *debug, "start"]
         status, stdout, stderr = await self._run(command, bundle, stdin, _START_WITHIN_S)
         if status != 0:
-            raise RuntimedError(f"failed to start shim: {program[0]}: exit status {status}: {_last_line(stderr)}")
+            raise RuntimedError(f"failed to start shim: {program[0]}: exit status {status}: {last_line(stderr)}")
         endpoint = client.parse_started(stdout)
-        return await _answering(endpoint, bundle.id) or endpoint
+        return await answering(endpoint, bundle.id) or endpoint
 
     async def _version(self, binary: str) -> tuple[int, int]:
         """Return the version that a shim says it has, asked once; those before 2.0 know no ``-info``."""
@@ -290,99 +261,24 @@ class Launcher:
             self._versions[binary] = client.parse_info(stdout) if status == 0 else (0, 0)
         return self._versions[binary]
 
-    def _arguments(self, bundle: Bundle) -> list[str]:
-        address, id = self._grpc_address, bundle.id
-        return ["-namespace", bundle.namespace, "-address", address, "-publish-binary", sys.executable, "-id", id]
-
     async def _run(
         self, command: Sequence[str], bundle: Bundle | None, stdin: bytes, limit_s: float
     ) -> tuple[int, bytes, bytes]:
-        """Run a shim's program; return exit status, stdout and stderr.
+        """Run a shim's program, or an OCI runtime, in the environment that containerd's shims have; see :func:`run`."""
+        environment = for_children(
+            GOMAXPROCS="2",
+            MAX_SHIM_VERSION="2",
+            TTRPC_ADDRESS=self._ttrpc_address,
+            GRPC_ADDRESS=self._grpc_address,
+            NAMESPACE=bundle.namespace if bundle else "",
+            RUNTIMED_RUNC_ROOT=str(self._runc_root),  # for our own, where the bundle does not say
+        )
+        directory = bundle.path if bundle and bundle.path.exists() else Path("/")
+        return await run(command, directory, environment, stdin, limit_s)
 
-        They are files, not pipes: a shim's `start` leaves a child behind, and if that has kept a pipe open, reading to
-        the end of it would never end.
-
-        Raises:
-            DeadlineExceeded: not done within *limit_s*; it has been killed.
-        """
-        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            given.write(stdin)
-            given.seek(0)
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=given,
-                    stdout=out,
-                    stderr=err,
-                    cwd=bundle.path if bundle and bundle.path.exists() else "/",
-                    env=for_children(
-                        GOMAXPROCS="2",
-                        MAX_SHIM_VERSION="2",
-                        TTRPC_ADDRESS=self._ttrpc_address,
-                        GRPC_ADDRESS=self._grpc_address,
-                        NAMESPACE=bundle.namespace if bundle else "",
-                        RUNTIMED_RUNC_ROOT=str(self._runc_root),  # for our own, where the bundle does not say
-                    ),
-                    process_group=0,
-                )
-            except OSError as exc:
-                raise from_os_error(exc, f"shim {command[0]}") from exc
-            restore_nofile(process.pid)
-            try:
-                async with asyncio.timeout(limit_s):
-                    status = await process.wait()
-            except TimeoutError:
-                raise DeadlineExceeded(f"shim {command[0]}: {command[-1]} not done within {limit_s:g} s") from None
-            finally:
-                if process.returncode is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    await process.wait()
-            return status, _content(out.fileno()), _content(err.fileno())
-
-
-def _log_from(fd: int, bundle: Bundle) -> None:
-    with suppress(BlockingIOError):
-        for line in os.read(fd, _LOG_CHUNK).decode(errors="replace").splitlines():
-            log.debug("shim", extra={"namespace": bundle.namespace, "task": bundle.id, "line": line})
-
-
-def identified(endpoint: Endpoint, pid: int) -> Endpoint:
-    """Return *endpoint* with the shim's pid and the start time that tells it from a later process with that pid."""
-    return replace(endpoint, pid=pid, started=pids.started(pid))
-
-
-async def _joined(endpoint: Endpoint, id: str, group: str) -> Endpoint | None:
-    """Return the shim at *endpoint* if it can take task *id*; None if it is gone. Raises DeadlineExceeded."""
-    try:
-        connected = await TaskClient.connect(endpoint, id, _ANSWERS_WITHIN_S)
-    except RuntimedError:
-        return None
-    try:
-        return identified(endpoint, await connected.shim_pid(_ANSWERS_WITHIN_S))
-    except DeadlineExceeded:
-        raise DeadlineExceeded(
-            f"task {id}: the shim of its group {group} (pid {endpoint.pid}) does not answer; end that group's tasks"
-        ) from None
-    except RuntimedError:
-        return None
-    finally:
-        await connected.close()
-
-
-async def _answering(endpoint: Endpoint, id: str) -> Endpoint | None:
-    """Return *endpoint* with the pid of the shim that answers there; None if none does."""
-    try:
-        connected = await TaskClient.connect(endpoint, id, _ANSWERS_WITHIN_S)
-    except RuntimedError:
-        return None
-    try:
-        return identified(endpoint, await connected.shim_pid(_ANSWERS_WITHIN_S))
-    except NotFound:
-        return endpoint  # shims of before 2.0 answer so while they have no task
-    except RuntimedError:
-        return None
-    finally:
-        await connected.close()
+    def _arguments(self, bundle: Bundle) -> list[str]:
+        address, id = self._grpc_address, bundle.id
+        return ["-namespace", bundle.namespace, "-address", address, "-publish-binary", sys.executable, "-id", id]
 
 
 def _binary_name(runtime: str) -> str:
@@ -394,12 +290,3 @@ def _binary_name(runtime: str) -> str:
             " name should be either format like `io.containerd.runc.v2` or a full path to the binary"
         )
     return f"containerd-shim-{parts[-2]}-{parts[-1]}"
-
-
-def _content(fd: int) -> bytes:
-    return os.pread(fd, 1 << 20, 0)
-
-
-def _last_line(text: bytes) -> str:
-    lines = text.decode(errors="replace").strip().splitlines()
-    return lines[-1][:1000] if lines else "it printed nothing"

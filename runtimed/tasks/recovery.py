@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from runtimed.errors import NotFound, RuntimedError, Unavailable
 from runtimed.tasks.bundle import Bundle
 from runtimed.tasks.client import Endpoint, Status, TaskClient
-from runtimed.tasks.launch import Launcher, identified
+from runtimed.tasks.endpoints import identified
+from runtimed.tasks.launch import Launcher
 from runtimed.tasks.remains import Ended, named
 from runtimed.threads import blocking
 
@@ -77,7 +78,7 @@ async def find(launcher: Launcher, bundle: Bundle) -> Found | Missing:
     except RuntimedError as exc:
         log.warning("a shim does not answer", extra=named(bundle, endpoint) | {"error": str(exc)})
     if await blocking(bundle.shim):
-        await launcher.open_log(bundle)
+        await launcher.logs.open(bundle)
     return Found(endpoint, client, pid)
 
 

@@ -13,7 +13,8 @@ from runtimed.tasks import client as shims
 from runtimed.tasks import pids
 from runtimed.tasks.bundle import Bundle
 from runtimed.tasks.client import Endpoint, Exit, TaskClient
-from runtimed.tasks.launch import Launcher, identified
+from runtimed.tasks.endpoints import identified
+from runtimed.tasks.launch import Launcher
 from runtimed.threads import blocking
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ async def clean_up(launcher: Launcher, bundle: Bundle) -> Ended:
     Raises:
         RuntimedError: the bundle could not be removed.
     """
-    launcher.close_log(bundle)
+    launcher.logs.close(bundle)
     told = await blocking(bundle.exit)
     exit = await launcher.delete(bundle) if bundle.path.exists() else shims.killed(0)
     await blocking(bundle.delete)

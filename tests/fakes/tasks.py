@@ -95,7 +95,7 @@ class TaskDaemon:
         self.events.close()
         self._subscribed.__exit__(None, None, None)
         await self.tasks.close()
-        self.launcher.close()
+        self.launcher.logs.close_all()
         await self.nursery.close()
         self.database.close()
         (self.home / "sock.ttrpc").unlink()

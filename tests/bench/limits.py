@@ -1,4 +1,4 @@
-"""Suite ``limits``: ten thousand images and containers and a hundred thousand blobs in a namespace, and a tenth of it."""
+"""Suite ``limits``: ten thousand images and containers, a hundred thousand blobs in a namespace, and a tenth of it."""
 
 import argparse
 import asyncio

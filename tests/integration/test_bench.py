@@ -26,8 +26,8 @@ pytestmark = [
 
 
 def test_each_suite_gives_its_rows():
-    sizes = ("--runs", "1", "--image-runs", "1", "--containers", "2", "--soak", "2", "--stdout-mb", "4", "--limits", "1")
-    image = ("--entries", "60", "--layers", "2", "--only", "A")
+    sizes = ("--runs", "1", "--image-runs", "1", "--containers", "2", "--soak", "2", "--stdout-mb", "4")
+    image = ("--entries", "60", "--layers", "2", "--only", "A", "--many", "2000", "--limits", "1")
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", "all", *sizes, *image],
         cwd=Path(__file__).parents[2],

@@ -30,7 +30,8 @@ def suite(args: argparse.Namespace) -> list[Row]:
     """Return time, rate and peak memory for as many entries as image A has, and of the index alone for many more."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="rtd-", dir="/var/tmp") as directory:
-        for entries, ways, count in ((args.entries, tuple(_WAYS), args.image_runs), (args.many, (_INDEXED, _CHECKED), 1)):
+        measured = ((args.entries, tuple(_WAYS), args.image_runs), (args.many, (_INDEXED, _CHECKED), 1))
+        for entries, ways, count in measured:
             layer = Path(directory) / f"{entries}.tar"
             progress(f"a layer of {entries} entries")
             with layer.open("wb") as file:

@@ -22,7 +22,7 @@ from runtimed.errors import PermissionDenied, RuntimedError
 from runtimed.linux import rlimit
 
 if TYPE_CHECKING:
-    from runtimed.server import Listeners
+    from runtimed.server.parts import Listeners
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,8 @@ def _set_up_process() -> None:
 
 
 async def _until_stopped(loaded: Config, args: argparse.Namespace) -> None:
-    from runtimed.server import Listeners, serve
+    from runtimed.server.parts import Listeners
+    from runtimed.server.serve import serve
 
     reloads: Listeners = []
     reload = _Reload(loaded, args, reloads)

@@ -1,8 +1,8 @@
 """Which call of the API is shown by which test: ``python -m tests.compatibility`` writes docs/compatibility.md.
 
-What is offered is read from where it is registered (runtimed/server.py and what that calls), what is tested from the
-tests' syntax trees: a test calls what it makes a request for (``pb.CreateContainerRequest``), itself or in a function
-that it uses. Where several methods take the same message, or nothing, the method must be named as well.
+What is offered is read from where it is registered (runtimed/server/offered.py), what is tested from the syntax trees
+of tests: a test calls what it makes a request for (``pb.CreateContainerRequest``), itself or in a function that it
+uses. Where several methods take the same message, or nothing, the method must be named as well.
 """
 
 import ast
@@ -53,18 +53,11 @@ _REGISTERED = re.compile(r'_service\((\w+), "(\w+)"\)')
 def methods() -> list[MethodDescriptor]:
     """Return the methods that the daemon registers, by service and in the order of the contract."""
     found = {}
-    for path in [
-        REPO / "runtimed/server.py",
-        *(REPO / "runtimed").glob("server_*.py"),
-        REPO / "runtimed/cri/service.py",
-    ]:
-        if not path.exists():
-            continue
-        text = path.read_text()
-        for alias, name in _REGISTERED.findall(text):
-            module = _imports(ast.parse(text)).get(alias, f"runtimed.api.{alias}")
-            service = importlib.import_module(module).DESCRIPTOR.services_by_name[name]
-            found[service.full_name] = service
+    text = (REPO / "runtimed/server/offered.py").read_text()
+    for alias, name in _REGISTERED.findall(text):
+        module = _imports(ast.parse(text)).get(alias, f"runtimed.api.{alias}")
+        service = importlib.import_module(module).DESCRIPTOR.services_by_name[name]
+        found[service.full_name] = service
     return [method for name in sorted(found) for method in found[name].methods]
 
 

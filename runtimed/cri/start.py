@@ -1,4 +1,4 @@
-"""Puts the parts of CRI together."""
+"""Kubernetes' Container Runtime Interface: its parts, put together."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ class Services:
     core: Core
 
 
-async def kubernetes(
+async def start(
     config: Config,
     db: Database,
     content: Content,

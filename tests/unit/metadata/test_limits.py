@@ -20,7 +20,7 @@ def db(tmp_path_factory):
 
 def plans(tx, func, *args):
     """Return what SQLite does for each statement of a function of the tables."""
-    said = []
+    said: list[str] = []
     tx.set_trace_callback(said.append)
     with suppress(NotFound):
         func(tx, "ns", *args)

@@ -41,10 +41,10 @@ class Core:
     directory: Path
     root: Path  # the same, but it survives a reboot
     sampler: Sampler
+    repairer: Repairer
     state: State = field(default_factory=State)
     events: ContainerEvents = field(default_factory=ContainerEvents)
     operations: Operations = field(default_factory=Operations)
-    repairer: Repairer | None = None
     _pause: Image | None = None
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -77,8 +77,7 @@ class Core:
 
     async def prepare(self, snapshotter: str, key: str, parent: str, lease: str) -> Sequence[Mount]:
         """Begin the writable layer *key*, held by *lease*; return its mounts. Raises NotFound: no such parent."""
-        if self.repairer:
-            await self.repairer.ensure(NAMESPACE, self.snapshots(snapshotter), parent)
+        await self.repairer.ensure(NAMESPACE, self.snapshots(snapshotter), parent)
         return await blocking(self.snapshots(snapshotter).prepare, NAMESPACE, key, parent, {}, lease)
 
     async def remove_snapshot(self, snapshotter: str, key: str, lease: str) -> None:

@@ -21,6 +21,7 @@ from runtimed.cri.streaming.server import Settings, StreamingServer
 from runtimed.cri.streams import Streams
 from runtimed.events import EventBus
 from runtimed.images.pull import Puller
+from runtimed.images.repair import Repairer
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshots import Snapshots
@@ -48,12 +49,14 @@ async def start(
     tasks: TaskManager,
     events: EventBus,
     collect: Callable[[], Awaitable[None]],
+    registries: Registries,
+    repairer: Repairer,
     held: AsyncExitStack,
 ) -> Services:
     """Return the services, ready to be called; what they hold ends with *held*."""
     logging.getLogger("pyroute2").setLevel(logging.WARNING)  # at debug it tells each message
     handlers = Handlers(config)
-    images = Images(db, content, puller, pool, events, collect, Registries(config.registry))
+    images = Images(db, content, puller, pool, events, collect, registries)
     filesystems = Filesystems(config.root / "snapshotters", snapshotters, handlers.snapshotters)
     core = Core(
         settings=config.cri,
@@ -66,6 +69,7 @@ async def start(
         directory=config.state / "cri",
         root=config.root / "cri",
         sampler=Sampler(filesystems),
+        repairer=repairer,
     )
     held.push_async_callback(core.close)
     # Subscribed first: what ends while the rest is looked at is not missed.

@@ -120,9 +120,19 @@ async def build(config: Config, held: AsyncExitStack, reloads: Listeners) -> Par
     verifier, streams = Verifier(config.image_verification, content), Streams()
     transfer = TransferService(content, database, snapshotters, pool, streams, events, registries, repairer, verifier)
     cri = await kubernetes.start(
-        config, database, content, snapshotters, transfer.puller, pool, tasks, events, collector.collect, held
+        config,
+        database,
+        content,
+        snapshotters,
+        transfer.puller,
+        pool,
+        tasks,
+        events,
+        collector.collect,
+        registries,
+        repairer,
+        held,
     )
-    cri.core.repairer = repairer
     oci_runtimes = await versions
     deprecations = Deprecations()
     _warn_of(oci_runtimes, deprecations)

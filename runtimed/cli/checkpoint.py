@@ -31,6 +31,9 @@ def checkpoint_command(
     """Save the processes of a container, with what they have in memory, to DIRECTORY on the daemon's host.
 
     Needs CRIU. The container's files are not saved: see that they are as they were when it is restored.
+
+    \b
+    rctl checkpoint --exit web /var/tmp/web
     """
 
     options = runc.CheckpointOptions(
@@ -60,6 +63,9 @@ def restore_command(settings: Settings, id: str, directory: Path) -> int:
     """Start an ended container again where the checkpoint in DIRECTORY left it; in the background, as 'rctl start'.
 
     Restore no checkpoint of unknown origin: what is in it is run as it is.
+
+    \b
+    rctl restore web /var/tmp/web
     """
 
     checkpoint = str(directory.absolute())

@@ -6,7 +6,7 @@ from click.shell_completion import get_completion_class
 _VARIABLE = "_RCTL_COMPLETE"  # by which the shell asks; click knows it
 
 
-@click.command("completion")
+@click.command("completion", short_help="Print what makes a shell complete rctl's commands.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(ctx: click.Context, shell: str) -> None:

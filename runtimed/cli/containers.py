@@ -29,7 +29,12 @@ _STATUS = {
 @click.option("-q", "--quiet", is_flag=True, help="Only the IDs.")
 @click.pass_obj
 def ps_command(settings: Settings, everything: bool, quiet: bool) -> int:
-    """List containers."""
+    """List containers.
+
+    \b
+    rctl ps -a
+    rctl ps -q | xargs rctl kill
+    """
 
     async def work(client: Client) -> int:
         listed, running = await asyncio.gather(
@@ -89,7 +94,12 @@ def state(task: task_types_pb2.Process | None) -> str:
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.pass_obj
 def rm_command(settings: Settings, force: bool, ids: tuple[str, ...]) -> int:
-    """Remove containers with their files and logs."""
+    """Remove containers with their files and logs.
+
+    \b
+    rctl rm web
+    rctl rm -f $(rctl ps -aq)
+    """
 
     async def remove(client: Client, id: str) -> str:
         await _remove(client, id, force=force)

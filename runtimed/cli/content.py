@@ -20,11 +20,15 @@ def content_command() -> None:
     """
 
 
-@content_command.command("ls")
+@content_command.command("ls", short_help="List blobs.")
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
-    """List the blobs that match any FILTER: 'digest==sha256:...', 'labels.x==y'."""
+    """List the blobs that match any FILTER: 'digest==sha256:...', 'labels.x==y'.
+
+    \b
+    rctl content ls 'labels."containerd.io/gc.root"'
+    """
 
     async def work(client: Client) -> int:
         return await records.show(
@@ -46,7 +50,11 @@ def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
 @click.argument("digest")
 @click.pass_obj
 def get_command(settings: Settings, digest: str) -> int:
-    """Write the bytes of a blob to standard output."""
+    """Write the bytes of a blob to standard output.
+
+    \b
+    rctl content get sha256:1234... | jq .
+    """
 
     async def work(client: Client) -> int:
         async for piece in client.content.read(digest):
@@ -56,7 +64,7 @@ def get_command(settings: Settings, digest: str) -> int:
     return run(settings, work)
 
 
-@content_command.command("put")
+@content_command.command("put", short_help="Make a blob of standard input.")
 @click.option("--expected", metavar="DIGEST", default="", help="What it must be.")
 @click.option("-l", "--label", "words", multiple=True, metavar="KEY=VALUE")
 @click.pass_obj
@@ -81,7 +89,11 @@ def put_command(settings: Settings, expected: str, words: tuple[str, ...]) -> in
 @click.argument("words", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.pass_obj
 def label_command(settings: Settings, digest: str, words: tuple[str, ...]) -> int:
-    """Set labels of a blob; KEY= removes one."""
+    """Set labels of a blob; KEY= removes one.
+
+    \b
+    rctl content label sha256:1234... containerd.io/gc.root=1
+    """
 
     async def work(client: Client) -> int:
         blob = await client.content.label(digest, records.labels(words))
@@ -91,11 +103,15 @@ def label_command(settings: Settings, digest: str, words: tuple[str, ...]) -> in
     return run(settings, work)
 
 
-@content_command.command("rm")
+@content_command.command("rm", short_help="Remove blobs from the namespace.")
 @click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
 @click.pass_obj
 def rm_command(settings: Settings, digests: tuple[str, ...]) -> int:
-    """Remove blobs from the namespace, whether something refers to them or not."""
+    """Remove blobs from the namespace, whether something refers to them or not.
+
+    \b
+    rctl content rm sha256:1234...
+    """
 
     async def remove(client: Client, digest: str) -> None:
         await client.content.delete(digest)
@@ -103,11 +119,15 @@ def rm_command(settings: Settings, digests: tuple[str, ...]) -> int:
     return each(settings, digests, remove)
 
 
-@content_command.command("ingests")
+@content_command.command("ingests", short_help="List what is being written.")
 @records.filters
 @click.pass_obj
 def ingests_command(settings: Settings, filters: tuple[str, ...]) -> int:
-    """List what is being written, or was and can be gone on with."""
+    """List what is being written, or was and can be gone on with.
+
+    \b
+    rctl content ingests
+    """
 
     async def work(client: Client) -> int:
         return await records.show(
@@ -129,7 +149,11 @@ def ingests_command(settings: Settings, filters: tuple[str, ...]) -> int:
 @click.argument("refs", nargs=-1, required=True, metavar="REF...")
 @click.pass_obj
 def abort_command(settings: Settings, refs: tuple[str, ...]) -> int:
-    """Throw away what was written under a REF."""
+    """Throw away what was written under a REF.
+
+    \b
+    rctl content abort layer-sha256:1234...
+    """
 
     async def abort(client: Client, ref: str) -> None:
         await client.content.abort(ref)

@@ -9,7 +9,7 @@ from runtimed.cli.client import Client, Settings, run, service
 _GROUPS = ("blobs", "ingests", "layers", "active")
 
 
-@click.command("df")
+@click.command("df", short_help="Show what is on disk.")
 @click.option("--images", "is_detailed", is_flag=True, help="A line for each image.")
 @click.pass_obj
 def df_command(settings: Settings, is_detailed: bool) -> int:
@@ -18,6 +18,10 @@ def df_command(settings: Settings, is_detailed: bool) -> int:
     blobs are images as they were downloaded, layers as they were unpacked; active is what containers and builds have
     written. What is unused no image holds; `rctl gc plan` tells what of it would be collected. Of an image, unique is
     what goes with it, and shared what other images have as well.
+
+    \b
+    rctl df
+    rctl df --images
     """
 
     async def work(client: Client) -> int:

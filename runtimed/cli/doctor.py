@@ -14,6 +14,10 @@ def doctor_command(settings: Settings, repair: bool) -> int:
     """Compare what is recorded with what is there.
 
     Exit status: 1 if something is wrong and stays so.
+
+    \b
+    rctl doctor
+    rctl doctor --repair
     """
 
     async def work(client: Client) -> int:

@@ -19,6 +19,10 @@ def events_command(settings: Settings, filters: tuple[str, ...]) -> int:
 
     FILTER is containerd's: 'topic~=/tasks/', 'namespace==default', 'event.container_id==web'. Of several, one has to
     match.
+
+    \b
+    rctl events
+    rctl events topic==/tasks/exit
     """
 
     async def work(client: Client) -> int:

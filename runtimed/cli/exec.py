@@ -45,7 +45,12 @@ class Given(ProcessOptions):
 @click.argument("args", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def exec_command(settings: Settings, /, id: str, args: tuple[str, ...], **options_: Any) -> int:
-    """Run a command in the running container ID; the exit status is the command's."""
+    """Run a command in the running container ID; the exit status is the command's.
+
+    \b
+    rctl exec web ls /
+    rctl exec -it web sh
+    """
     given = Given(**options_)
     args = options.without_dashes(args)
     if not args:

@@ -32,13 +32,22 @@ _WORDS = {
 
 @click.group("gc")
 def gc_command() -> None:
-    """Collect garbage, or see what is kept and why."""
+    """Collect garbage, or see what is kept and why.
+
+    \b
+    rctl gc plan
+    rctl gc why sha256:1234...
+    """
 
 
-@gc_command.command("run")
+@gc_command.command("run", short_help="Collect now, in all namespaces.")
 @click.pass_obj
 def run_command(settings: Settings) -> int:
-    """Collect now, in all namespaces, and return when it is done."""
+    """Collect now, in all namespaces, and return when it is done.
+
+    \b
+    rctl gc run
+    """
 
     async def work(client: Client) -> int:
         stub = service(leases, "Leases")
@@ -50,10 +59,14 @@ def run_command(settings: Settings) -> int:
     return run(settings, work)
 
 
-@gc_command.command("plan")
+@gc_command.command("plan", short_help="List what a collection would remove.")
 @click.pass_obj
 def plan_command(settings: Settings) -> int:
-    """List what a collection would remove in this namespace, and the bytes that would be free."""
+    """List what a collection would remove in this namespace, and the bytes that would be free.
+
+    \b
+    rctl gc plan
+    """
 
     async def work(client: Client) -> int:
         graph, sizes = await _graph(client)
@@ -70,11 +83,16 @@ def plan_command(settings: Settings) -> int:
     return run(settings, work)
 
 
-@gc_command.command("why")
+@gc_command.command("why", short_help="Show what keeps a blob or a snapshot.")
 @click.argument("name", metavar="DIGEST|SNAPSHOT")
 @click.pass_obj
 def why_command(settings: Settings, name: str) -> int:
-    """Show what keeps a blob or a snapshot: the chain of references from a root to it."""
+    """Show what keeps a blob or a snapshot: the chain of references from a root to it.
+
+    \b
+    rctl gc why sha256:1234...
+    rctl gc why web
+    """
 
     async def work(client: Client) -> int:
         graph, _ = await _graph(client)

@@ -33,6 +33,10 @@ def images_command(context: click.Context, quiet: bool) -> int:
     """List images, or do something with some.
 
     In the list, the size is what a pull for this machine fetches.
+
+    \b
+    rctl images
+    rctl images -q
     """
     if context.invoked_subcommand is not None:
         return 0  # what counts is that command's status
@@ -94,7 +98,12 @@ def _as_json(image: images.Image, content: Documents | None) -> dict[str, object
 @click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
 @click.pass_obj
 def rmi_command(settings: Settings, names: tuple[str, ...]) -> int:
-    """Remove images. What no other image or container needs is freed."""
+    """Remove images. What no other image or container needs is freed.
+
+    \b
+    rctl rmi busybox
+    rctl rmi $(rctl images -q)
+    """
 
     async def remove(client: Client, name: str) -> str:
         image = await find_image(client, name)

@@ -35,7 +35,7 @@ class _Found:
     is_unpacked: bool = False
 
 
-@click.command("check")
+@click.command("check", short_help="Say whether everything of images is here.")
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Default: what this machine runs.")
 @click.option("--snapshotter", help="Where it should be unpacked.")
 @click.option("--read", "is_read", is_flag=True, help="Read every byte and compare digests.")
@@ -55,6 +55,10 @@ def check_command(
     With --repair, every layer that is unpacked in this namespace is checked, and one that is damaged is made anew from
     its blob; a blob that is damaged itself (found with --read) is deleted, so that the next pull gets it. The exit
     status is 1 if something is missing or damaged still.
+
+    \b
+    rctl images check
+    rctl images check --read --repair busybox
     """
     wanted = platforms.parse(platform) if platform else platforms.host()
 
@@ -155,12 +159,16 @@ def _as_json(one: _Found) -> dict[str, object]:
     }
 
 
-@click.command("usage")
+@click.command("usage", short_help="Show what an unpacked image takes on disk.")
 @click.option("--snapshotter", help="Whose snapshots.")
 @click.argument("name", metavar="IMAGE")
 @click.pass_obj
 def usage_command(settings: Settings, snapshotter: str | None, name: str) -> int:
-    """Show what an unpacked image takes on disk, a line a layer from the bottom up."""
+    """Show what an unpacked image takes on disk, a line a layer from the bottom up.
+
+    \b
+    rctl images usage busybox
+    """
 
     async def work(client: Client) -> int:
         place = snapshotter or (await defaults(client))[0]

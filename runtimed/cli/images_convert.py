@@ -33,7 +33,7 @@ _CHUNK = 256 * 1024
 _SUFFIXES = {Compression.NONE: "", Compression.GZIP: "+gzip", Compression.ZSTD: "+zstd"}
 
 
-@click.command("convert")
+@click.command("convert", short_help="Compress the layers of an image otherwise.")
 @click.option(
     "--to", "wanted", type=click.Choice(["gzip", "zstd", "none"]), default="zstd", show_default=True, help="The layers."
 )
@@ -49,6 +49,9 @@ def convert_command(
 
     Files and configuration stay the same, and so do snapshots. Platforms that are not chosen are left out; for a single
     one the result is a plain manifest.
+
+    \b
+    rctl images convert --to zstd app:1.0 app:1.0-zstd
     """
     chosen = [] if all_platforms else [platforms.parse(one) for one in platforms_] or [platforms.host()]
     full = str(references.parse(name))

@@ -20,7 +20,7 @@ from runtimed.errors import InvalidArgument
 from runtimed.oci import platform as platforms
 
 
-@click.command("export")
+@click.command("export", short_help="Export images to an archive.")
 @click.option("--platform", "wanted", multiple=True, metavar="OS/ARCH", help="Default: what this machine runs.")
 @click.option("--all-platforms", is_flag=True, help="All of a multi-platform image, which must be here.")
 @click.option("--without-docker", is_flag=True, help="Leave out the manifest.json that docker load reads.")
@@ -38,6 +38,10 @@ def export_command(
     """Export images to an archive: an OCI image layout as a tar, which docker load reads, too.
 
     FILE is written when the archive is complete; "-" is standard output.
+
+    \b
+    rctl images export app.tar app:1.0
+    rctl images export - app:1.0 | ssh host rctl images import -
     """
     chosen = [platforms.parse(one) for one in wanted]
     if file == "-" and sys.stdout.isatty():

@@ -21,7 +21,7 @@ from runtimed.oci import platform as platforms
 _CHUNK = 1 << 18  # bytes
 
 
-@click.command("import")
+@click.command("import", short_help="Import images from an archive.")
 @click.option("--name", metavar="NAME", help="Take only images of that name; tags without a name get it.")
 @click.option("--platform", "wanted", multiple=True, metavar="OS/ARCH", help="Default: what this machine runs.")
 @click.option("--all-platforms", is_flag=True, help="Take whatever the archive has.")
@@ -44,6 +44,10 @@ def import_command(
 
     FILE may be compressed by gzip or zstd; "-" is standard input. Images keep the names that the archive has for them;
     one without a name gets "import-DATE" and its digest.
+
+    \b
+    docker save app | rctl images import -
+    rctl images import --name app:1.0 app.tar.gz
     """
     chosen = [platforms.parse(one) for one in wanted] or [platforms.host()]
     if file.isatty():

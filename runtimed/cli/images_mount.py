@@ -25,7 +25,7 @@ from runtimed.rollback import Rollback
 from runtimed.threads import blocking
 
 
-@click.command("mount")
+@click.command("mount", short_help="Mount an image's files on a directory.")
 @click.option("--rw", "is_writable", is_flag=True, help="What is written goes when it is unmounted.")
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Default: what this machine runs.")
 @click.option("--snapshotter", help="Whose snapshot to mount.")
@@ -40,7 +40,11 @@ def mount_command(
     image: str,
     directory: Path,
 ) -> int:
-    """Mount an image's files on the directory DIR, for reading. As root."""
+    """Mount an image's files on the directory DIR, for reading. As root.
+
+    \b
+    rctl images mount busybox /mnt && ls /mnt; rctl images unmount /mnt
+    """
     wanted = platforms.parse(platform) if platform else platforms.host()
     where = _existing(directory)
 
@@ -75,11 +79,15 @@ def mount_command(
     return run(settings, work)
 
 
-@click.command("unmount")
+@click.command("unmount", short_help="Unmount images.")
 @click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.pass_obj
 def unmount_command(settings: Settings, directories: tuple[Path, ...]) -> int:
-    """Unmount images, and forget what has been written to them."""
+    """Unmount images, and forget what has been written to them.
+
+    \b
+    rctl images unmount /mnt
+    """
     places = [_existing(directory) for directory in directories]
 
     async def work(client: Client) -> int:

@@ -21,7 +21,12 @@ from runtimed.oci import platform as platforms
 @click.argument("name", metavar="ID|IMAGE")
 @click.pass_obj
 def inspect_command(settings: Settings, name: str) -> int:
-    """Show a container, or else an image, in full."""
+    """Show a container, or else an image, in full.
+
+    \b
+    rctl inspect web | jq .task.pid
+    rctl inspect busybox | jq .config
+    """
 
     async def work(client: Client) -> int:
         try:

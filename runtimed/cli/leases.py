@@ -23,11 +23,15 @@ def leases_command() -> None:
     """
 
 
-@leases_command.command("ls")
+@leases_command.command("ls", short_help="List leases.")
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
-    """List the leases that match any FILTER: 'id==x', 'labels.x==y'."""
+    """List the leases that match any FILTER: 'id==x', 'labels.x==y'.
+
+    \b
+    rctl leases ls id==upgrade
+    """
 
     async def work(client: Client) -> int:
         return await records.show(
@@ -46,7 +50,11 @@ def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
 @click.argument("id", required=False, default="")
 @click.pass_obj
 def create_command(settings: Settings, expires: str | None, words: tuple[str, ...], id: str) -> int:
-    """Make a lease and print its ID."""
+    """Make a lease and print its ID.
+
+    \b
+    rctl leases create --expires 2h upgrade
+    """
     labels = records.labels(words) | ({GC_EXPIRE: _moment(expires)} if expires else {})
 
     async def work(client: Client) -> int:
@@ -62,7 +70,11 @@ def create_command(settings: Settings, expires: str | None, words: tuple[str, ..
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.pass_obj
 def rm_command(settings: Settings, sync: bool, ids: tuple[str, ...]) -> int:
-    """Delete leases."""
+    """Delete leases.
+
+    \b
+    rctl leases rm --sync upgrade
+    """
 
     async def delete(client: Client, id: str) -> None:
         await client.leases.delete(id, sync=sync)
@@ -74,7 +86,11 @@ def rm_command(settings: Settings, sync: bool, ids: tuple[str, ...]) -> int:
 @click.argument("id")
 @click.pass_obj
 def resources_command(settings: Settings, id: str) -> int:
-    """List what a lease holds."""
+    """List what a lease holds.
+
+    \b
+    rctl leases resources upgrade
+    """
 
     async def work(client: Client) -> int:
         return await records.show(
@@ -101,7 +117,12 @@ def _change(settings: Settings, id: str, type: str, resource: str, *, is_held: b
 @click.argument("resource")
 @click.pass_obj
 def add_command(settings: Settings, id: str, type: str, resource: str) -> int:
-    """Let a lease hold RESOURCE. TYPE is content, ingests, images or snapshots/SNAPSHOTTER."""
+    """Let a lease hold RESOURCE. TYPE is content, ingests, images or snapshots/SNAPSHOTTER.
+
+    \b
+    rctl leases add upgrade content sha256:1234...
+    rctl leases add upgrade snapshots/overlayfs work
+    """
     return _change(settings, id, type, resource, is_held=True)
 
 
@@ -111,7 +132,11 @@ def add_command(settings: Settings, id: str, type: str, resource: str) -> int:
 @click.argument("resource")
 @click.pass_obj
 def remove_command(settings: Settings, id: str, type: str, resource: str) -> int:
-    """Let a lease hold RESOURCE no longer."""
+    """Let a lease hold RESOURCE no longer.
+
+    \b
+    rctl leases remove upgrade content sha256:1234...
+    """
     return _change(settings, id, type, resource, is_held=False)
 
 

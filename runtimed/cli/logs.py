@@ -75,6 +75,10 @@ def logs_command(settings: Settings, follow: bool, lines: int | None, id: str) -
     """Print the output of a detached container (stdout and stderr as they came).
 
     Of a log in Kubernetes' format, stderr goes to stderr.
+
+    \b
+    rctl logs web
+    rctl logs -f -n 100 web
     """
 
     async def work(client: Client) -> int:

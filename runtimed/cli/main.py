@@ -79,6 +79,11 @@ def rctl(settings: Any, address: str, namespace: str, output: str, debug: bool) 
     """Pull images and run containers with runtimed.
 
     Exit status: that of the process for run and exec; else 0, 1 for an error, 2 for wrong usage.
+
+    \b
+    rctl pull busybox
+    rctl run --rm busybox -- echo hello
+    rctl -n k8s.io ps -a
     """
     settings.address, settings.namespace = address, namespace
     settings.json, settings.debug = output == "json", debug

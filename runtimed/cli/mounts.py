@@ -14,14 +14,22 @@ from runtimed.cli.each import each
 
 @click.group("mounts")
 def mounts_command() -> None:
-    """Look at what was activated by the Mounts service."""
+    """Look at what was activated by the Mounts service.
+
+    \b
+    rctl mounts ls
+    """
 
 
-@mounts_command.command("ls")
+@mounts_command.command("ls", short_help="List activations.")
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
-    """List the activations that match any FILTER: 'name==x', 'labels.x==y'."""
+    """List the activations that match any FILTER: 'name==x', 'labels.x==y'.
+
+    \b
+    rctl mounts ls name==disk
+    """
 
     async def work(client: Client) -> int:
         found = [info async for info in _list(client, filters)]
@@ -42,7 +50,11 @@ def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.pass_obj
 def rm_command(settings: Settings, names: tuple[str, ...]) -> int:
-    """Take mounts off."""
+    """Take mounts off.
+
+    \b
+    rctl mounts rm disk
+    """
 
     async def deactivate(client: Client, name: str) -> None:
         await client.call(service(pb, "Mounts").Deactivate, pb.DeactivateRequest(name=name))

@@ -7,7 +7,7 @@ from runtimed.cli.client import Client, Settings, run
 from runtimed.cli.each import each
 
 
-@click.group("namespaces")
+@click.group("namespaces", short_help="Look after namespaces.")
 def namespaces_command() -> None:
     """Look after namespaces; those that something is written to make themselves.
 
@@ -19,7 +19,11 @@ def namespaces_command() -> None:
 @namespaces_command.command("ls")
 @click.pass_obj
 def ls_command(settings: Settings) -> int:
-    """List the namespaces."""
+    """List the namespaces.
+
+    \b
+    rctl namespaces ls
+    """
 
     async def work(client: Client) -> int:
         return await records.show(
@@ -37,7 +41,11 @@ def ls_command(settings: Settings) -> int:
 @click.argument("name")
 @click.pass_obj
 def create_command(settings: Settings, words: tuple[str, ...], name: str) -> int:
-    """Make a namespace."""
+    """Make a namespace.
+
+    \b
+    rctl namespaces create -l team=web staging
+    """
 
     async def work(client: Client) -> int:
         made = await client.namespaces.create(name, labels=records.labels(words))
@@ -52,7 +60,11 @@ def create_command(settings: Settings, words: tuple[str, ...], name: str) -> int
 @click.argument("words", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.pass_obj
 def label_command(settings: Settings, name: str, words: tuple[str, ...]) -> int:
-    """Set labels of a namespace; KEY= removes one."""
+    """Set labels of a namespace; KEY= removes one.
+
+    \b
+    rctl namespaces label default containerd.io/defaults/snapshotter=native
+    """
 
     async def work(client: Client) -> int:
         changed = await client.namespaces.label(name, records.labels(words))
@@ -66,7 +78,11 @@ def label_command(settings: Settings, name: str, words: tuple[str, ...]) -> int:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.pass_obj
 def rm_command(settings: Settings, names: tuple[str, ...]) -> int:
-    """Remove namespaces, which must be empty."""
+    """Remove namespaces, which must be empty.
+
+    \b
+    rctl namespaces rm staging
+    """
 
     async def delete(client: Client, name: str) -> None:
         await client.namespaces.delete(name)

@@ -6,7 +6,7 @@ from runtimed.cli import output, records
 from runtimed.cli.client import Client, Settings, run
 
 
-@click.command("plugins")
+@click.command("plugins", short_help="List the parts of the daemon.")
 @records.filters
 @click.pass_obj
 def plugins_command(settings: Settings, filters: tuple[str, ...]) -> int:

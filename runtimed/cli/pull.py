@@ -44,6 +44,10 @@ def pull_command(
     """Pull an image from a registry and unpack it.
 
     REF is written as for docker: busybox, localhost:5000/app:1.0, host/app@sha256:...
+
+    \b
+    rctl pull busybox
+    rctl pull --platform linux/arm64 ghcr.io/someone/app:1.0
     """
     wanted = platforms.parse(platform) if platform else platforms.host()
     references.parse(reference)  # before a secret is asked for

@@ -35,6 +35,10 @@ def push_command(
     """Push an image to a registry, as REF or by its own name.
 
     Layers that the registry has are not sent.
+
+    \b
+    rctl push app localhost:5000/app:1.0
+    rctl push -u me ghcr.io/me/app:1.0
     """
     target = references.parse(reference or image)
     chosen = [platforms.parse(one) for one in wanted] or [platforms.host()]
@@ -66,12 +70,16 @@ def push_command(
     return run(settings, work)
 
 
-@click.command("tag")
+@click.command("tag", short_help="Give an image further names.")
 @click.argument("image", metavar="IMAGE")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.pass_obj
 def tag_command(settings: Settings, image: str, names: tuple[str, ...]) -> int:
-    """Give an image further names; an image that has such a name loses it."""
+    """Give an image further names; an image that has such a name loses it.
+
+    \b
+    rctl tag busybox localhost:5000/busybox:mine
+    """
     full = [str(references.parse(name)) for name in names]
 
     async def work(client: Client) -> int:

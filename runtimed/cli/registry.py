@@ -9,16 +9,24 @@ from runtimed.cli.output import print_json, print_table, safe, size
 
 @click.group("registry")
 def registry_command() -> None:
-    """Look at registries as the daemon sees them."""
+    """Look at registries as the daemon sees them.
+
+    \b
+    rctl registry explain busybox
+    rctl registry referrers ghcr.io/someone/app:1.0
+    """
 
 
-@registry_command.command("explain")
+@registry_command.command("explain", short_help="Show which hosts would be asked for REF.")
 @click.argument("reference", metavar="REF")
 @click.pass_obj
 def explain(settings: Settings, reference: str) -> int:
     """Show which hosts would be asked for REF, in order, and where that was said.
 
     Nobody is asked, and no secret is shown.
+
+    \b
+    rctl registry explain ghcr.io/someone/app:1.0
     """
 
     async def work(client: Client) -> int:
@@ -36,12 +44,16 @@ def explain(settings: Settings, reference: str) -> int:
     return run(settings, work)
 
 
-@registry_command.command("referrers")
+@registry_command.command("referrers", short_help="List the artifacts that refer to REF.")
 @click.option("--type", "artifact_type", default="", metavar="TYPE", help="Of that artifact type only.")
 @click.argument("reference", metavar="REF")
 @click.pass_obj
 def referrers(settings: Settings, artifact_type: str, reference: str) -> int:
-    """List the artifacts in the registry that refer to REF: signatures, bills of materials."""
+    """List the artifacts in the registry that refer to REF: signatures, bills of materials.
+
+    \b
+    rctl registry referrers --type application/spdx+json ghcr.io/someone/app:1.0
+    """
 
     async def work(client: Client) -> int:
         request = registry.ReferrersRequest(reference=reference, artifact_type=artifact_type)

@@ -21,7 +21,11 @@ _KIND = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 def update_command(
     settings: Settings, memory: str | None, cpus: float | None, pids_limit: int | None, ids: tuple[str, ...]
 ) -> int:
-    """Change the limits of running containers, until they end; limits that are not given stay."""
+    """Change the limits of running containers, until they end; limits that are not given stay.
+
+    \b
+    rctl update --memory 1g --cpus 1.5 web
+    """
     if memory is None and cpus is None and pids_limit is None:
         raise click.UsageError("give a limit: --memory, --cpus or --pids-limit")
     limits = runtime_spec.limits(memory=options.memory(memory), cpus=cpus, pids=pids_limit)
@@ -40,7 +44,11 @@ def update_command(
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.pass_obj
 def pause_command(settings: Settings, ids: tuple[str, ...]) -> int:
-    """Stop all processes of containers where they are, until 'rctl resume'."""
+    """Stop all processes of containers where they are, until 'rctl resume'.
+
+    \b
+    rctl pause web
+    """
 
     async def pause(client: Client, id: str) -> str:
         await client.call(service(pb, "Tasks").Pause, pb.PauseTaskRequest(container_id=id))
@@ -53,7 +61,11 @@ def pause_command(settings: Settings, ids: tuple[str, ...]) -> int:
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.pass_obj
 def resume_command(settings: Settings, ids: tuple[str, ...]) -> int:
-    """Let paused containers go on."""
+    """Let paused containers go on.
+
+    \b
+    rctl resume web
+    """
 
     async def resume(client: Client, id: str) -> str:
         await client.call(service(pb, "Tasks").Resume, pb.ResumeTaskRequest(container_id=id))

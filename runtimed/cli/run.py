@@ -69,8 +69,12 @@ class Given(ContainerOptions):
 def run_command(settings: Settings, /, image: str, words: tuple[str, ...], **options_: Any) -> int:
     """Run a container of IMAGE and wait for it; the exit status is its own.
 
-    The first word after IMAGE is the container's ID, the others are its command. For a random ID write -- instead:
+    The first word after IMAGE is the container's ID, the others are its command. For a random ID write -- instead.
+
+    \b
     rctl run --rm busybox -- echo hello
+    rctl run --rm -it alpine -- sh
+    rctl run -d --memory 512m -v /srv:/data:ro nginx web
     """
     given = Given(**options_)
     if given.detach and (given.remove or given.interactive):

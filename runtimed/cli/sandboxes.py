@@ -11,14 +11,22 @@ from runtimed.cli.each import each
 
 @click.group("sandboxes")
 def sandboxes_command() -> None:
-    """Look at sandboxes: what the containers of a pod share."""
+    """Look at sandboxes: what the containers of a pod share.
+
+    \b
+    rctl -n k8s.io sandboxes ls
+    """
 
 
-@sandboxes_command.command("ls")
+@sandboxes_command.command("ls", short_help="List sandboxes.")
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
-    """List the sandboxes that match any FILTER: 'id==x', 'labels.x==y'."""
+    """List the sandboxes that match any FILTER: 'id==x', 'labels.x==y'.
+
+    \b
+    rctl -n k8s.io sandboxes ls 'labels.app==web'
+    """
 
     async def work(client: Client) -> int:
         answer = await client.call(service(pb, "Store").List, pb.StoreListRequest(filters=filters))
@@ -32,11 +40,15 @@ def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
     return run(settings, work)
 
 
-@sandboxes_command.command("rm")
+@sandboxes_command.command("rm", short_help="Delete records of sandboxes.")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.pass_obj
 def rm_command(settings: Settings, ids: tuple[str, ...]) -> int:
-    """Delete records of sandboxes; nothing that runs is ended."""
+    """Delete records of sandboxes; nothing that runs is ended.
+
+    \b
+    rctl sandboxes rm web-pod
+    """
 
     async def delete(client: Client, id: str) -> None:
         await client.call(service(pb, "Store").Delete, pb.StoreDeleteRequest(sandbox_id=id))

@@ -14,7 +14,11 @@ from runtimed.cli.output import print_json, print_table, safe, timestamp
 @click.command("version")
 @click.pass_obj
 def version_command(settings: Settings) -> int:
-    """Show the version of rctl and of the daemon."""
+    """Show the version of rctl and of the daemon.
+
+    \b
+    rctl version
+    """
     client_version = version("runtimed")
     if not settings.json:
         print(f"client: {client_version}")
@@ -34,7 +38,11 @@ def version_command(settings: Settings) -> int:
 @click.command("info")
 @click.pass_obj
 def info_command(settings: Settings) -> int:
-    """Show the daemon's identity and its plugins."""
+    """Show the daemon's identity and its plugins.
+
+    \b
+    rctl info
+    """
 
     async def work(client: Client) -> int:
         stub = service(introspection, "Introspection")
@@ -64,10 +72,14 @@ def info_command(settings: Settings) -> int:
     return run(settings, work)
 
 
-@click.command("deprecations")
+@click.command("deprecations", short_help="Show what has been used of which there will be no more.")
 @click.pass_obj
 def deprecations_command(settings: Settings) -> int:
-    """Show what has been used of which there will be no more, since the daemon started."""
+    """Show what has been used of which there will be no more, since the daemon started.
+
+    \b
+    rctl deprecations
+    """
 
     async def work(client: Client) -> int:
         seen = (await client.call(service(introspection, "Introspection").Server, Empty())).deprecations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _snapshotter = click.option("-s", "--snapshotter", default="overlayfs", show_default=True)
 
 
-@click.group("snapshots")
+@click.group("snapshots", short_help="Look after snapshots.")
 def snapshots_command() -> None:
     """Look after snapshots: the layers of images, the root file systems of containers.
 
@@ -33,12 +33,15 @@ def snapshots_command() -> None:
     """
 
 
-@snapshots_command.command("fsck")
+@snapshots_command.command("fsck", short_help="Check every layer that is kept as a file.")
 @click.pass_obj
 def fsck_command(settings: Settings) -> int:
     """Read every layer that is kept as a file, in all namespaces, and compare it with its digest.
 
     Exit status: 1 if one is damaged. Its image must be removed and pulled again.
+
+    \b
+    rctl snapshots fsck
     """
 
     async def work(client: Client) -> int:
@@ -66,12 +69,17 @@ def _layer(layer: doctor.Layer) -> dict[str, object]:
     }
 
 
-@snapshots_command.command("ls")
+@snapshots_command.command("ls", short_help="List snapshots.")
 @_snapshotter
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, snapshotter: str, filters: tuple[str, ...]) -> int:
-    """List the snapshots that match any FILTER: 'name==x', 'parent==x', 'kind==committed', 'labels.x==y'."""
+    """List the snapshots that match any FILTER: 'name==x', 'parent==x', 'kind==committed', 'labels.x==y'.
+
+    \b
+    rctl snapshots ls kind==active
+    rctl snapshots ls -s native
+    """
 
     async def work(client: Client) -> int:
         return await records.show(
@@ -84,11 +92,15 @@ def ls_command(settings: Settings, snapshotter: str, filters: tuple[str, ...]) -
     return run(settings, work)
 
 
-@snapshots_command.command("tree")
+@snapshots_command.command("tree", short_help="Show which snapshot is on top of which.")
 @_snapshotter
 @click.pass_obj
 def tree_command(settings: Settings, snapshotter: str) -> int:
-    """Show which snapshot is on top of which, with what each takes by itself."""
+    """Show which snapshot is on top of which, with what each takes by itself.
+
+    \b
+    rctl snapshots tree
+    """
 
     async def work(client: Client) -> int:
         snapshots = client.snapshots(snapshotter)
@@ -119,13 +131,17 @@ def _branches(children: dict[str, list[str]], sizes: dict[str, int], name: str) 
     ]
 
 
-@snapshots_command.command("mounts")
+@snapshots_command.command("mounts", short_help="Print the commands that mount a snapshot.")
 @_snapshotter
 @click.argument("key")
 @click.argument("target", default="TARGET")
 @click.pass_obj
 def mounts_command(settings: Settings, snapshotter: str, key: str, target: str) -> int:
-    """Print the commands that mount an active snapshot or a view on TARGET."""
+    """Print the commands that mount an active snapshot or a view on TARGET.
+
+    \b
+    rctl snapshots mounts web /mnt | sudo sh
+    """
 
     async def work(client: Client) -> int:
         mounts = await client.snapshots(snapshotter).mounts(key)
@@ -147,7 +163,7 @@ def mounts_command(settings: Settings, snapshotter: str, key: str, target: str) 
     return run(settings, work)
 
 
-@snapshots_command.command("diff")
+@snapshots_command.command("diff", short_help="Write a snapshot's layer to standard output.")
 @_snapshotter
 @click.option("--media-type", default="application/vnd.oci.image.layer.v1.tar+gzip", show_default=True)
 @click.argument("key")
@@ -197,12 +213,16 @@ def _message(mount: "Mount") -> types_pb2.Mount:
     return types_pb2.Mount(type=mount.type, source=mount.source, target=mount.target, options=mount.options)
 
 
-@snapshots_command.command("usage")
+@snapshots_command.command("usage", short_help="Show what snapshots take by themselves.")
 @_snapshotter
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @click.pass_obj
 def usage_command(settings: Settings, snapshotter: str, keys: tuple[str, ...]) -> int:
-    """Show what snapshots take by themselves, without their parents."""
+    """Show what snapshots take by themselves, without their parents.
+
+    \b
+    rctl snapshots usage web
+    """
 
     async def work(client: Client) -> int:
         found = {key: await client.snapshots(snapshotter).usage(key) for key in keys}
@@ -221,7 +241,11 @@ def usage_command(settings: Settings, snapshotter: str, keys: tuple[str, ...]) -
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @click.pass_obj
 def rm_command(settings: Settings, snapshotter: str, keys: tuple[str, ...]) -> int:
-    """Remove snapshots that no other is on top of."""
+    """Remove snapshots that no other is on top of.
+
+    \b
+    rctl snapshots rm work
+    """
 
     async def remove(client: Client, key: str) -> None:
         await client.snapshots(snapshotter).remove(key)

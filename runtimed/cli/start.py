@@ -20,7 +20,11 @@ from runtimed.threads import blocking
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.pass_obj
 def start_command(settings: Settings, ids: tuple[str, ...]) -> int:
-    """Start containers again, in the background, with the files they left; see 'rctl logs' for the output."""
+    """Start containers again, in the background, with the files they left; see 'rctl logs' for the output.
+
+    \b
+    rctl start web && rctl logs -f web
+    """
 
     async def again(client: Client, id: str) -> str:
         await start(client, id)

@@ -44,6 +44,10 @@ def stats_command(settings: Settings, once: bool, ids: tuple[str, ...]) -> int:
     """Show what running containers use, every second until interrupted: those with an ID, else all.
 
     CPU is the share of one core during the last second. With -o json each second gives a line.
+
+    \b
+    rctl stats
+    rctl stats --no-stream web
     """
 
     async def work(client: Client) -> int:
@@ -64,7 +68,11 @@ def stats_command(settings: Settings, once: bool, ids: tuple[str, ...]) -> int:
 @click.argument("ids", nargs=-1, metavar="[ID...]")
 @click.pass_obj
 def metrics_command(settings: Settings, ids: tuple[str, ...]) -> int:
-    """Print all that the kernel measures of running containers, as JSON: those with an ID, else all."""
+    """Print all that the kernel measures of running containers, as JSON: those with an ID, else all.
+
+    \b
+    rctl metrics web | jq '.[].metrics.memory'
+    """
 
     async def work(client: Client) -> int:
         found = await _metrics(client, ids)

@@ -16,7 +16,12 @@ from runtimed.errors import InvalidArgument
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.pass_obj
 def kill_command(settings: Settings, name: str, everything: bool, ids: tuple[str, ...]) -> int:
-    """Send a signal to containers."""
+    """Send a signal to containers.
+
+    \b
+    rctl kill web
+    rctl kill -s HUP web
+    """
     number = signal_number(name)
 
     async def kill(client: Client, id: str) -> None:

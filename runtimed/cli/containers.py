@@ -25,6 +25,7 @@ _STATUS = {
 
 
 @click.command("ps", short_help="List containers.")
+@output.formatted
 @click.option("-a", "--all", "everything", is_flag=True, help="Also those that do not run.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the IDs.")
 @click.pass_obj

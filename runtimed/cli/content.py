@@ -21,6 +21,7 @@ def content_command() -> None:
 
 
 @content_command.command("ls", short_help="List blobs.")
+@output.formatted
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
@@ -65,6 +66,7 @@ def get_command(settings: Settings, digest: str) -> int:
 
 
 @content_command.command("put", short_help="Make a blob of standard input.")
+@output.formatted
 @click.option("--expected", metavar="DIGEST", default="", help="What it must be.")
 @click.option("-l", "--label", "words", multiple=True, metavar="KEY=VALUE")
 @click.pass_obj
@@ -85,6 +87,7 @@ def put_command(settings: Settings, expected: str, words: tuple[str, ...]) -> in
 
 
 @content_command.command("label")
+@output.formatted
 @click.argument("digest")
 @click.argument("words", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.pass_obj
@@ -120,6 +123,7 @@ def rm_command(settings: Settings, digests: tuple[str, ...]) -> int:
 
 
 @content_command.command("ingests", short_help="List what is being written.")
+@output.formatted
 @records.filters
 @click.pass_obj
 def ingests_command(settings: Settings, filters: tuple[str, ...]) -> int:

@@ -10,6 +10,7 @@ _GROUPS = ("blobs", "ingests", "layers", "active")
 
 
 @click.command("df", short_help="Show what is on disk.")
+@output.formatted
 @click.option("--images", "is_detailed", is_flag=True, help="A line for each image.")
 @click.pass_obj
 def df_command(settings: Settings, is_detailed: bool) -> int:

@@ -4,10 +4,11 @@ import click
 
 from runtimed.api import doctor_pb2 as doctor
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.output import age, print_json, print_table, safe, timestamp
+from runtimed.cli.output import age, formatted, print_json, print_table, safe, timestamp
 
 
 @click.command("doctor")
+@formatted
 @click.option("--repair", is_flag=True, help="Put right what can be put right safely.")
 @click.pass_obj
 def doctor_command(settings: Settings, repair: bool) -> int:

@@ -7,11 +7,12 @@ import click
 from runtimed.api import events_pb2  # noqa: F401 - the types that the daemon's events are decoded with
 from runtimed.api import events_service_pb2 as pb
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.output import safe, timestamp
+from runtimed.cli.output import formatted, safe, timestamp
 from runtimed.client.decode import any_to_json
 
 
 @click.command("events", short_help="Print events as they happen.")
+@formatted
 @click.argument("filters", nargs=-1, metavar="[FILTER...]")
 @click.pass_obj
 def events_command(settings: Settings, filters: tuple[str, ...]) -> int:

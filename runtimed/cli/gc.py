@@ -60,6 +60,7 @@ def run_command(settings: Settings) -> int:
 
 
 @gc_command.command("plan", short_help="List what a collection would remove.")
+@output.formatted
 @click.pass_obj
 def plan_command(settings: Settings) -> int:
     """List what a collection would remove in this namespace, and the bytes that would be free.
@@ -84,6 +85,7 @@ def plan_command(settings: Settings) -> int:
 
 
 @gc_command.command("why", short_help="Show what keeps a blob or a snapshot.")
+@output.formatted
 @click.argument("name", metavar="DIGEST|SNAPSHOT")
 @click.pass_obj
 def why_command(settings: Settings, name: str) -> int:

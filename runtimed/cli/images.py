@@ -27,6 +27,7 @@ _AT_ONCE = 8  # images whose documents are read side by side
 
 
 @click.group("images", cls=LazyGroup, lazy=_COMMANDS, invoke_without_command=True)
+@output.formatted
 @click.option("-q", "--quiet", is_flag=True, help="Only the names.")
 @click.pass_context
 def images_command(context: click.Context, quiet: bool) -> int:

@@ -36,6 +36,7 @@ class _Found:
 
 
 @click.command("check", short_help="Say whether everything of images is here.")
+@output.formatted
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Default: what this machine runs.")
 @click.option("--snapshotter", help="Where it should be unpacked.")
 @click.option("--read", "is_read", is_flag=True, help="Read every byte and compare digests.")
@@ -160,6 +161,7 @@ def _as_json(one: _Found) -> dict[str, object]:
 
 
 @click.command("usage", short_help="Show what an unpacked image takes on disk.")
+@output.formatted
 @click.option("--snapshotter", help="Whose snapshots.")
 @click.argument("name", metavar="IMAGE")
 @click.pass_obj

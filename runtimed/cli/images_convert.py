@@ -34,6 +34,7 @@ _SUFFIXES = {Compression.NONE: "", Compression.GZIP: "+gzip", Compression.ZSTD: 
 
 
 @click.command("convert", short_help="Compress the layers of an image otherwise.")
+@output.formatted
 @click.option(
     "--to", "wanted", type=click.Choice(["gzip", "zstd", "none"]), default="zstd", show_default=True, help="The layers."
 )

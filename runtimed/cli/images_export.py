@@ -13,7 +13,7 @@ import click
 
 from runtimed.cli import progress
 from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.output import print_json, print_lines
+from runtimed.cli.output import formatted, print_json, print_lines
 from runtimed.client import transfer
 from runtimed.client.documents import find_image
 from runtimed.errors import InvalidArgument
@@ -21,6 +21,7 @@ from runtimed.oci import platform as platforms
 
 
 @click.command("export", short_help="Export images to an archive.")
+@formatted
 @click.option("--platform", "wanted", multiple=True, metavar="OS/ARCH", help="Default: what this machine runs.")
 @click.option("--all-platforms", is_flag=True, help="All of a multi-platform image, which must be here.")
 @click.option("--without-docker", is_flag=True, help="Leave out the manifest.json that docker load reads.")

@@ -12,7 +12,7 @@ from runtimed.api import transfer_types_pb2 as types
 from runtimed.api import types_pb2
 from runtimed.cli import progress
 from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.output import print_json, print_lines
+from runtimed.cli.output import formatted, print_json, print_lines
 from runtimed.client import transfer
 from runtimed.client.create import defaults
 from runtimed.errors import InvalidArgument, NotFound
@@ -22,6 +22,7 @@ _CHUNK = 1 << 18  # bytes
 
 
 @click.command("import", short_help="Import images from an archive.")
+@formatted
 @click.option("--name", metavar="NAME", help="Take only images of that name; tags without a name get it.")
 @click.option("--platform", "wanted", multiple=True, metavar="OS/ARCH", help="Default: what this machine runs.")
 @click.option("--all-platforms", is_flag=True, help="Take whatever the archive has.")

@@ -14,7 +14,7 @@ import click
 from runtimed.api import leases_pb2 as leases
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.output import print_json, print_lines
+from runtimed.cli.output import formatted, print_json, print_lines
 from runtimed.client.create import defaults, remove_snapshot, to_mount
 from runtimed.client.documents import documents, find_image
 from runtimed.client.unpack import ensure_unpacked
@@ -26,6 +26,7 @@ from runtimed.threads import blocking
 
 
 @click.command("mount", short_help="Mount an image's files on a directory.")
+@formatted
 @click.option("--rw", "is_writable", is_flag=True, help="What is written goes when it is unmounted.")
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Default: what this machine runs.")
 @click.option("--snapshotter", help="Whose snapshot to mount.")

@@ -10,7 +10,7 @@ from runtimed.api import runc_options_pb2  # noqa: F401 - the type that runtime 
 from runtimed.api import tasks_pb2 as tasks
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.containers import state
-from runtimed.cli.output import print_json, timestamp
+from runtimed.cli.output import formatted, print_json, timestamp
 from runtimed.client.decode import any_to_json
 from runtimed.client.documents import documents, find_image
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
@@ -18,6 +18,7 @@ from runtimed.oci import platform as platforms
 
 
 @click.command("inspect")
+@formatted
 @click.argument("name", metavar="ID|IMAGE")
 @click.pass_obj
 def inspect_command(settings: Settings, name: str) -> int:

@@ -24,6 +24,7 @@ def leases_command() -> None:
 
 
 @leases_command.command("ls", short_help="List leases.")
+@output.formatted
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
@@ -45,6 +46,7 @@ def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:
 
 
 @leases_command.command("create")
+@output.formatted
 @click.option("--expires", metavar="TIME", help="Let go by itself after so long: 30s, 10m, 2h, 1d.")
 @click.option("-l", "--label", "words", multiple=True, metavar="KEY=VALUE")
 @click.argument("id", required=False, default="")
@@ -83,6 +85,7 @@ def rm_command(settings: Settings, sync: bool, ids: tuple[str, ...]) -> int:
 
 
 @leases_command.command("resources")
+@output.formatted
 @click.argument("id")
 @click.pass_obj
 def resources_command(settings: Settings, id: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from runtimed.cli.lazy import LazyGroup
-from runtimed.cli.output import note, safe
+from runtimed.cli.output import formatted, note, safe
 from runtimed.errors import RuntimedError
 
 # Command -> module below runtimed.cli; the function has the command's name.
@@ -72,10 +72,10 @@ DEFAULT_ADDRESS = "/run/runtimed/runtimed.sock"
     show_default=True,
     help="The namespace of containers and images.",
 )
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="For people or programs.")
+@formatted
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
-def rctl(settings: Any, address: str, namespace: str, output: str, debug: bool) -> None:
+def rctl(settings: Any, address: str, namespace: str, debug: bool) -> None:
     """Pull images and run containers with runtimed.
 
     Exit status: that of the process for run and exec; else 0, 1 for an error, 2 for wrong usage.
@@ -86,7 +86,7 @@ def rctl(settings: Any, address: str, namespace: str, output: str, debug: bool) 
     rctl -n k8s.io ps -a
     """
     settings.address, settings.namespace = address, namespace
-    settings.json, settings.debug = output == "json", debug
+    settings.debug = debug
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ def mounts_command() -> None:
 
 
 @mounts_command.command("ls", short_help="List activations.")
+@output.formatted
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:

@@ -17,6 +17,7 @@ def namespaces_command() -> None:
 
 
 @namespaces_command.command("ls")
+@output.formatted
 @click.pass_obj
 def ls_command(settings: Settings) -> int:
     """List the namespaces.
@@ -37,6 +38,7 @@ def ls_command(settings: Settings) -> int:
 
 
 @namespaces_command.command("create")
+@output.formatted
 @click.option("-l", "--label", "words", multiple=True, metavar="KEY=VALUE")
 @click.argument("name")
 @click.pass_obj
@@ -56,6 +58,7 @@ def create_command(settings: Settings, words: tuple[str, ...], name: str) -> int
 
 
 @namespaces_command.command("label")
+@output.formatted
 @click.argument("name")
 @click.argument("words", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.pass_obj

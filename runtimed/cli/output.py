@@ -9,6 +9,24 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import click
+
+
+def _choose(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None and context.obj is not None:  # without, a shell asks what could be here
+        context.obj.json = value == "json"
+
+
+formatted = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    expose_value=False,
+    callback=_choose,
+    help="For people or programs.",
+)
+"""``-o``, of rctl and of each command that has something to print in more than one way."""
+
 
 def safe(text: str) -> str:
     """Return *text* with control, format and other unprintable characters as ``\\x1b`` and the like."""

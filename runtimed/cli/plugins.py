@@ -7,6 +7,7 @@ from runtimed.cli.client import Client, Settings, run
 
 
 @click.command("plugins", short_help="List the parts of the daemon.")
+@output.formatted
 @records.filters
 @click.pass_obj
 def plugins_command(settings: Settings, filters: tuple[str, ...]) -> int:

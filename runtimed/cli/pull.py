@@ -11,7 +11,7 @@ from runtimed.api import images_pb2 as images
 from runtimed.api import transfer_types_pb2 as types
 from runtimed.cli import progress
 from runtimed.cli.client import Client, DaemonLost, Settings, run
-from runtimed.cli.output import print_json, print_lines, print_table, size
+from runtimed.cli.output import formatted, print_json, print_lines, print_table, size
 from runtimed.client import transfer
 from runtimed.client.create import defaults
 from runtimed.client.documents import find_image
@@ -25,6 +25,7 @@ _TIMINGS = "runtimed.timings"  # images/timings.py, which is not for clients to 
 
 
 @click.command("pull")
+@formatted
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Default: what this machine runs.")
 @click.option("-u", "--user", metavar="USER[:SECRET]", help="Credentials for the registry; asks for a missing secret.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS. Loopback needs no such asking.")

@@ -6,7 +6,7 @@ import click
 
 from runtimed.cli import progress
 from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.output import print_json, print_lines
+from runtimed.cli.output import formatted, print_json, print_lines
 from runtimed.cli.pull import ask_credentials
 from runtimed.client import transfer
 from runtimed.client.documents import find_image
@@ -16,6 +16,7 @@ from runtimed.oci import reference as references
 
 
 @click.command("push")
+@formatted
 @click.option("--platform", "wanted", multiple=True, metavar="OS/ARCH", help="Default: what this machine runs.")
 @click.option("--all-platforms", is_flag=True, help="All of a multi-platform image, which must be here.")
 @click.option("-u", "--user", metavar="USER[:SECRET]", help="Credentials for the registry; asks for a missing secret.")
@@ -71,6 +72,7 @@ def push_command(
 
 
 @click.command("tag", short_help="Give an image further names.")
+@formatted
 @click.argument("image", metavar="IMAGE")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.pass_obj

@@ -4,7 +4,7 @@ import click
 
 from runtimed.api import registry_pb2 as registry
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.output import print_json, print_table, safe, size
+from runtimed.cli.output import formatted, print_json, print_table, safe, size
 
 
 @click.group("registry")
@@ -18,6 +18,7 @@ def registry_command() -> None:
 
 
 @registry_command.command("explain", short_help="Show which hosts would be asked for REF.")
+@formatted
 @click.argument("reference", metavar="REF")
 @click.pass_obj
 def explain(settings: Settings, reference: str) -> int:
@@ -45,6 +46,7 @@ def explain(settings: Settings, reference: str) -> int:
 
 
 @registry_command.command("referrers", short_help="List the artifacts that refer to REF.")
+@formatted
 @click.option("--type", "artifact_type", default="", metavar="TYPE", help="Of that artifact type only.")
 @click.argument("reference", metavar="REF")
 @click.pass_obj

@@ -18,7 +18,7 @@ from runtimed.cli import options, terminal
 from runtimed.cli.attach import Signals, attached, with_signals
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.options import ContainerOptions
-from runtimed.cli.output import note, print_json, print_lines
+from runtimed.cli.output import formatted, note, print_json, print_lines
 from runtimed.client.create import Plan, create, defaults, has_cgroup_v2, random_id
 from runtimed.client.documents import Documents, documents, find_image
 from runtimed.client.process import Process
@@ -48,6 +48,7 @@ class Given(ContainerOptions):
 
 
 @click.command("run", short_help="Run a container of an image.", context_settings={"allow_interspersed_args": False})
+@formatted
 @click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended.")
 @click.option("-d", "--detach", is_flag=True, help="Print the ID and leave it running; see 'rctl logs'.")
 @click.option("-t", "--tty", is_flag=True, help="Give it the terminal (with its input).")

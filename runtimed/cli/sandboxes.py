@@ -19,6 +19,7 @@ def sandboxes_command() -> None:
 
 
 @sandboxes_command.command("ls", short_help="List sandboxes.")
+@output.formatted
 @records.filters
 @click.pass_obj
 def ls_command(settings: Settings, filters: tuple[str, ...]) -> int:

@@ -8,10 +8,11 @@ from google.protobuf.empty_pb2 import Empty
 from runtimed.api import introspection_pb2 as introspection
 from runtimed.api import version_pb2
 from runtimed.cli.client import Client, Settings, run, service
-from runtimed.cli.output import print_json, print_table, safe, timestamp
+from runtimed.cli.output import formatted, print_json, print_table, safe, timestamp
 
 
 @click.command("version")
+@formatted
 @click.pass_obj
 def version_command(settings: Settings) -> int:
     """Show the version of rctl and of the daemon.
@@ -36,6 +37,7 @@ def version_command(settings: Settings) -> int:
 
 
 @click.command("info")
+@formatted
 @click.pass_obj
 def info_command(settings: Settings) -> int:
     """Show the daemon's identity and its plugins.
@@ -73,6 +75,7 @@ def info_command(settings: Settings) -> int:
 
 
 @click.command("deprecations", short_help="Show what has been used of which there will be no more.")
+@formatted
 @click.pass_obj
 def deprecations_command(settings: Settings) -> int:
     """Show what has been used of which there will be no more, since the daemon started.

@@ -34,6 +34,7 @@ def snapshots_command() -> None:
 
 
 @snapshots_command.command("fsck", short_help="Check every layer that is kept as a file.")
+@output.formatted
 @click.pass_obj
 def fsck_command(settings: Settings) -> int:
     """Read every layer that is kept as a file, in all namespaces, and compare it with its digest.
@@ -70,6 +71,7 @@ def _layer(layer: doctor.Layer) -> dict[str, object]:
 
 
 @snapshots_command.command("ls", short_help="List snapshots.")
+@output.formatted
 @_snapshotter
 @records.filters
 @click.pass_obj
@@ -93,6 +95,7 @@ def ls_command(settings: Settings, snapshotter: str, filters: tuple[str, ...]) -
 
 
 @snapshots_command.command("tree", short_help="Show which snapshot is on top of which.")
+@output.formatted
 @_snapshotter
 @click.pass_obj
 def tree_command(settings: Settings, snapshotter: str) -> int:
@@ -132,6 +135,7 @@ def _branches(children: dict[str, list[str]], sizes: dict[str, int], name: str) 
 
 
 @snapshots_command.command("mounts", short_help="Print the commands that mount a snapshot.")
+@output.formatted
 @_snapshotter
 @click.argument("key")
 @click.argument("target", default="TARGET")
@@ -214,6 +218,7 @@ def _message(mount: "Mount") -> types_pb2.Mount:
 
 
 @snapshots_command.command("usage", short_help="Show what snapshots take by themselves.")
+@output.formatted
 @_snapshotter
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @click.pass_obj

@@ -6,6 +6,7 @@ import click
 
 from runtimed.api import runc_options_pb2 as runc
 from runtimed.api import tasks_pb2 as tasks
+from runtimed.cli import complete
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.output import print_lines
 from runtimed.cli.start import start
@@ -16,7 +17,7 @@ from runtimed.cli.start import start
 @click.option("--tcp-established", "open_tcp", is_flag=True, help="With its open TCP connections.")
 @click.option("--ext-unix-sk", "external_unix_sockets", is_flag=True, help="With connections to sockets outside.")
 @click.option("--file-locks", "file_locks", is_flag=True, help="With the locks on files that it holds.")
-@click.argument("id")
+@click.argument("id", shell_complete=complete.containers)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.pass_obj
 def checkpoint_command(
@@ -56,7 +57,7 @@ def checkpoint_command(
 
 
 @click.command("restore", short_help="Bring a container's processes back from a checkpoint.")
-@click.argument("id")
+@click.argument("id", shell_complete=complete.containers)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.pass_obj
 def restore_command(settings: Settings, id: str, directory: Path) -> int:

@@ -7,7 +7,7 @@ import click
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import task_types_pb2
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.cli import logs, output
+from runtimed.cli import complete, logs, output
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.each import each
 from runtimed.cli.run import end
@@ -92,7 +92,7 @@ def state(task: task_types_pb2.Process | None) -> str:
 
 @click.command("rm", short_help="Remove containers.")
 @click.option("-f", "--force", is_flag=True, help="End it first if it runs.")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=complete.containers)
 @click.pass_obj
 def rm_command(settings: Settings, force: bool, ids: tuple[str, ...]) -> int:
     """Remove containers with their files and logs.

@@ -14,7 +14,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from runtimed import passwd
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.cli import options, terminal
+from runtimed.cli import complete, options, terminal
 from runtimed.cli.attach import Signals, attached, with_signals
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.options import ProcessOptions
@@ -41,7 +41,7 @@ class Given(ProcessOptions):
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input on.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait for it; its output is dropped.")
 @options.process
-@click.argument("id")
+@click.argument("id", shell_complete=complete.containers)
 @click.argument("args", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def exec_command(settings: Settings, /, id: str, args: tuple[str, ...], **options_: Any) -> int:

@@ -5,7 +5,7 @@ import asyncio
 import click
 
 from runtimed.api import images_pb2 as images
-from runtimed.cli import output
+from runtimed.cli import complete, output
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.each import each
 from runtimed.cli.lazy import LazyGroup
@@ -96,7 +96,7 @@ def _as_json(image: images.Image, content: Documents | None) -> dict[str, object
 
 
 @click.command("rmi")
-@click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("names", nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete.images)
 @click.pass_obj
 def rmi_command(settings: Settings, names: tuple[str, ...]) -> int:
     """Remove images. What no other image or container needs is freed.

@@ -10,7 +10,7 @@ from runtimed.api import content_pb2 as content
 from runtimed.api import doctor_pb2 as doctor
 from runtimed.api import images_pb2 as images
 from runtimed.api import snapshots_pb2 as snapshots
-from runtimed.cli import output
+from runtimed.cli import complete, output
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.client.create import defaults
 from runtimed.client.documents import documents, find_image
@@ -41,7 +41,7 @@ class _Found:
 @click.option("--snapshotter", help="Where it should be unpacked.")
 @click.option("--read", "is_read", is_flag=True, help="Read every byte and compare digests.")
 @click.option("--repair", "is_repaired", is_flag=True, help="Make damaged layers anew, and let a pull get bad blobs.")
-@click.argument("names", metavar="[IMAGE]...", nargs=-1)
+@click.argument("names", metavar="[IMAGE]...", nargs=-1, shell_complete=complete.images)
 @click.pass_obj
 def check_command(
     settings: Settings,
@@ -163,7 +163,7 @@ def _as_json(one: _Found) -> dict[str, object]:
 @click.command("usage", short_help="Show what an unpacked image takes on disk.")
 @output.formatted
 @click.option("--snapshotter", help="Whose snapshots.")
-@click.argument("name", metavar="IMAGE")
+@click.argument("name", metavar="IMAGE", shell_complete=complete.images)
 @click.pass_obj
 def usage_command(settings: Settings, snapshotter: str | None, name: str) -> int:
     """Show what an unpacked image takes on disk, a line a layer from the bottom up.

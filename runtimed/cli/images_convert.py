@@ -12,7 +12,7 @@ import msgspec
 
 from runtimed import labels
 from runtimed.api import images_pb2 as images
-from runtimed.cli import output
+from runtimed.cli import complete, output
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.client import blobs
 from runtimed.client.documents import find_image, from_proto, read_blob, to_proto
@@ -40,7 +40,7 @@ _SUFFIXES = {Compression.NONE: "", Compression.GZIP: "+gzip", Compression.ZSTD: 
 )
 @click.option("--platform", "platforms_", multiple=True, metavar="OS/ARCH", help="Default: what this machine runs.")
 @click.option("--all-platforms", is_flag=True, help="All of a multi-platform image, which must be here.")
-@click.argument("image", metavar="IMAGE")
+@click.argument("image", metavar="IMAGE", shell_complete=complete.images)
 @click.argument("name", metavar="NAME")
 @click.pass_obj
 def convert_command(

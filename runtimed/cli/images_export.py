@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import click
 
-from runtimed.cli import progress
+from runtimed.cli import complete, progress
 from runtimed.cli.client import Client, Settings, run
 from runtimed.cli.output import formatted, print_json, print_lines
 from runtimed.client import transfer
@@ -26,7 +26,7 @@ from runtimed.oci import platform as platforms
 @click.option("--all-platforms", is_flag=True, help="All of a multi-platform image, which must be here.")
 @click.option("--without-docker", is_flag=True, help="Leave out the manifest.json that docker load reads.")
 @click.argument("file", metavar="FILE")
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete.images)
 @click.pass_obj
 def export_command(
     settings: Settings,

@@ -13,6 +13,7 @@ import click
 
 from runtimed.api import leases_pb2 as leases
 from runtimed.api import snapshots_pb2 as snapshots
+from runtimed.cli import complete
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.output import formatted, print_json, print_lines
 from runtimed.client.create import defaults, remove_snapshot, to_mount
@@ -30,7 +31,7 @@ from runtimed.threads import blocking
 @click.option("--rw", "is_writable", is_flag=True, help="What is written goes when it is unmounted.")
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Default: what this machine runs.")
 @click.option("--snapshotter", help="Whose snapshot to mount.")
-@click.argument("image", metavar="IMAGE")
+@click.argument("image", metavar="IMAGE", shell_complete=complete.images)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.pass_obj
 def mount_command(

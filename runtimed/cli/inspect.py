@@ -8,6 +8,7 @@ import msgspec
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import runc_options_pb2  # noqa: F401 - the type that runtime options are decoded with
 from runtimed.api import tasks_pb2 as tasks
+from runtimed.cli import complete
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.containers import state
 from runtimed.cli.output import formatted, print_json, timestamp
@@ -19,7 +20,7 @@ from runtimed.oci import platform as platforms
 
 @click.command("inspect")
 @formatted
-@click.argument("name", metavar="ID|IMAGE")
+@click.argument("name", metavar="ID|IMAGE", shell_complete=complete.containers_and_images)
 @click.pass_obj
 def inspect_command(settings: Settings, name: str) -> int:
     """Show a container, or else an image, in full.

@@ -11,6 +11,7 @@ from runtimed import labels
 from runtimed.api import containers_pb2 as containers
 from runtimed.api import introspection_pb2 as introspection
 from runtimed.api import tasks_pb2 as tasks
+from runtimed.cli import complete
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.logfile import LogFile, path_of
 from runtimed.client.process import Process
@@ -69,7 +70,7 @@ async def remove(client: Client, container: containers.Container) -> None:
 @click.command("logs", short_help="Print the output of a detached container.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Begin with the last LINES lines.")
-@click.argument("id")
+@click.argument("id", shell_complete=complete.containers)
 @click.pass_obj
 def logs_command(settings: Settings, follow: bool, lines: int | None, id: str) -> int:
     """Print the output of a detached container (stdout and stderr as they came).

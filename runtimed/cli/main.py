@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from runtimed.cli import complete
 from runtimed.cli.lazy import LazyGroup
 from runtimed.cli.output import formatted, note, safe
 from runtimed.errors import RuntimedError
@@ -71,6 +72,7 @@ DEFAULT_ADDRESS = "/run/runtimed/runtimed.sock"
     default="default",
     show_default=True,
     help="The namespace of containers and images.",
+    shell_complete=complete.namespaces,
 )
 @formatted
 @click.option("--debug", is_flag=True, help="Show tracebacks.")

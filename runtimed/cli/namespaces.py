@@ -2,7 +2,7 @@
 
 import click
 
-from runtimed.cli import output, records
+from runtimed.cli import complete, output, records
 from runtimed.cli.client import Client, Settings, run
 from runtimed.cli.each import each
 
@@ -59,7 +59,7 @@ def create_command(settings: Settings, words: tuple[str, ...], name: str) -> int
 
 @namespaces_command.command("label")
 @output.formatted
-@click.argument("name")
+@click.argument("name", shell_complete=complete.namespaces)
 @click.argument("words", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.pass_obj
 def label_command(settings: Settings, name: str, words: tuple[str, ...]) -> int:
@@ -78,7 +78,7 @@ def label_command(settings: Settings, name: str, words: tuple[str, ...]) -> int:
 
 
 @namespaces_command.command("rm")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete.namespaces)
 @click.pass_obj
 def rm_command(settings: Settings, names: tuple[str, ...]) -> int:
     """Remove namespaces, which must be empty.

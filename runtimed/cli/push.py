@@ -4,7 +4,7 @@ import time
 
 import click
 
-from runtimed.cli import progress
+from runtimed.cli import complete, progress
 from runtimed.cli.client import Client, Settings, run
 from runtimed.cli.output import formatted, print_json, print_lines
 from runtimed.cli.pull import ask_credentials
@@ -21,7 +21,7 @@ from runtimed.oci import reference as references
 @click.option("--all-platforms", is_flag=True, help="All of a multi-platform image, which must be here.")
 @click.option("-u", "--user", metavar="USER[:SECRET]", help="Credentials for the registry; asks for a missing secret.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS. Loopback needs no such asking.")
-@click.argument("image", metavar="IMAGE")
+@click.argument("image", metavar="IMAGE", shell_complete=complete.images)
 @click.argument("reference", metavar="[REF]", required=False)
 @click.pass_obj
 def push_command(
@@ -73,7 +73,7 @@ def push_command(
 
 @click.command("tag", short_help="Give an image further names.")
 @formatted
-@click.argument("image", metavar="IMAGE")
+@click.argument("image", metavar="IMAGE", shell_complete=complete.images)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.pass_obj
 def tag_command(settings: Settings, image: str, names: tuple[str, ...]) -> int:

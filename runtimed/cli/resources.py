@@ -4,7 +4,7 @@ import click
 import msgspec
 
 from runtimed.api import tasks_pb2 as pb
-from runtimed.cli import options
+from runtimed.cli import complete, options
 from runtimed.cli.client import Client, Settings, service
 from runtimed.cli.each import each
 from runtimed.oci import runtime_spec
@@ -16,7 +16,7 @@ _KIND = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 @click.option("--memory", metavar="SIZE", help="How much memory it may use, as 512m.")
 @click.option("--cpus", type=float, metavar="N", help="How much CPU time it gets, as 1.5.")
 @click.option("--pids-limit", type=int, metavar="N", help="How many processes and threads it may have.")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=complete.containers)
 @click.pass_obj
 def update_command(
     settings: Settings, memory: str | None, cpus: float | None, pids_limit: int | None, ids: tuple[str, ...]
@@ -41,7 +41,7 @@ def update_command(
 
 
 @click.command("pause", short_help="Stop containers where they are, until they are resumed.")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=complete.containers)
 @click.pass_obj
 def pause_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Stop all processes of containers where they are, until 'rctl resume'.
@@ -58,7 +58,7 @@ def pause_command(settings: Settings, ids: tuple[str, ...]) -> int:
 
 
 @click.command("resume", short_help="Let paused containers go on.")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=complete.containers)
 @click.pass_obj
 def resume_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Let paused containers go on.

@@ -14,7 +14,7 @@ import click
 from runtimed import labels
 from runtimed.api import images_pb2 as images
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.cli import options, terminal
+from runtimed.cli import complete, options, terminal
 from runtimed.cli.attach import Signals, attached, with_signals
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.options import ContainerOptions
@@ -64,7 +64,7 @@ class Given(ContainerOptions):
     metavar="URI",
     help="With -d: where the output goes; file://PATH, cri://PATH (Kubernetes' format), binary://PROGRAM?KEY=VALUE.",
 )
-@click.argument("image")
+@click.argument("image", shell_complete=complete.images)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[ID] [ARG...]")
 @click.pass_obj
 def run_command(settings: Settings, /, image: str, words: tuple[str, ...], **options_: Any) -> int:

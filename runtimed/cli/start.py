@@ -8,7 +8,7 @@ from runtimed.api import containers_pb2 as containers
 from runtimed.api import runc_options_pb2, task_types_pb2
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.api import tasks_pb2 as tasks
-from runtimed.cli import logs
+from runtimed.cli import complete, logs
 from runtimed.cli.client import Client, Settings, service
 from runtimed.cli.each import each
 from runtimed.client.process import Process
@@ -17,7 +17,7 @@ from runtimed.threads import blocking
 
 
 @click.command("start", short_help="Start ended containers again.")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=complete.containers)
 @click.pass_obj
 def start_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Start containers again, in the background, with the files they left; see 'rctl logs' for the output.

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from runtimed.api import cgroups_v1_pb2 as v1
 from runtimed.api import cgroups_v2_pb2 as v2
 from runtimed.api import tasks_pb2 as pb
+from runtimed.cli import complete
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.output import formatted, note, print_json, print_table, size, timestamp
 from runtimed.client.decode import any_to_json
@@ -39,7 +40,7 @@ class Usage:
 @click.command("stats", short_help="Show what containers use.")
 @formatted
 @click.option("--no-stream", "once", is_flag=True, help="Show it once, after a second, and end.")
-@click.argument("ids", nargs=-1, metavar="[ID...]")
+@click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=complete.containers)
 @click.pass_obj
 def stats_command(settings: Settings, once: bool, ids: tuple[str, ...]) -> int:
     """Show what running containers use, every second until interrupted: those with an ID, else all.
@@ -67,7 +68,7 @@ def stats_command(settings: Settings, once: bool, ids: tuple[str, ...]) -> int:
 
 @click.command("metrics", short_help="Print all that is measured of containers, as JSON.")
 @formatted
-@click.argument("ids", nargs=-1, metavar="[ID...]")
+@click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=complete.containers)
 @click.pass_obj
 def metrics_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Print all that the kernel measures of running containers, as JSON: those with an ID, else all.

@@ -4,6 +4,7 @@ import signal
 
 import click
 
+from runtimed.cli import complete
 from runtimed.cli.client import Client, Settings
 from runtimed.cli.each import each
 from runtimed.client.process import Process
@@ -13,7 +14,7 @@ from runtimed.errors import InvalidArgument
 @click.command("kill")
 @click.option("-s", "--signal", "name", default="TERM", show_default=True, help="A name or a number.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Signal all processes of the container.")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=complete.containers)
 @click.pass_obj
 def kill_command(settings: Settings, name: str, everything: bool, ids: tuple[str, ...]) -> int:
     """Send a signal to containers.

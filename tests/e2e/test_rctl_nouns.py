@@ -4,12 +4,17 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import grpc
 import pytest
+
+from runtimed.api.images_pb2 import CreateImageRequest, GetImageRequest, Image
+from runtimed.api.images_pb2_grpc import ImagesStub
 
 BIN = Path(sys.executable).parent
 
@@ -107,3 +112,35 @@ def test_completion(shell):
     }
     done = subprocess.run([BIN / "rctl"], env=environment, capture_output=True, text=True, check=True)
     assert re.search(r"\bsnapshots\b", done.stdout)
+
+
+def test_names_are_completed(daemon, pulled):
+    def completed(*words, begun=""):
+        environment = {
+            "_RCTL_COMPLETE": "bash_complete",
+            "COMP_WORDS": shlex.join(["rctl", "-a", str(daemon.address), *words, begun]),
+            "COMP_CWORD": str(len(words) + 3),
+            "RUNTIMED_NAMESPACE": daemon.namespace,
+            "PATH": "/bin",
+        }
+        done = subprocess.run([BIN / "rctl"], env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+    daemon.run(pulled, "ended", "true")
+    with grpc.insecure_channel(f"unix://{daemon.address}") as channel:
+        images, metadata = ImagesStub(channel), [("containerd-namespace", daemon.namespace)]
+        target = images.Get(GetImageRequest(name=pulled), metadata=metadata).image.target
+        for name in ("docker.io/library/short:1", "$(reboot)"):
+            images.Create(CreateImageRequest(image=Image(name=name, target=target)), metadata=metadata)
+    assert completed("rm") == ["ended"]
+    assert completed("rm", "ended") == []
+    assert completed("exec", begun="en") == ["ended"]
+    assert completed("exec", begun="x") == []
+    assert set(completed("rmi")) == {pulled, "short:1"}  # a shell would run the other one
+    assert completed("rmi", begun="docker.io/") == ["docker.io/library/short:1"]
+    assert set(completed("inspect")) == {"ended", pulled, "short:1"}
+    assert daemon.namespace in completed("-n")
+    assert completed("-n", "none", "rm") == []
+    daemon.rctl("rm", "ended")
+    daemon.rctl("rmi", "short:1", "$(reboot)")

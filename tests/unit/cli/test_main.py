@@ -130,5 +130,5 @@ def test_a_command_loads_neither_rich_nor_the_other_commands():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
-    cli = {f"runtimed.cli{name}" for name in ("", ".main", ".client", ".lazy", ".output", ".server")}
+    cli = {f"runtimed.cli{name}" for name in ("", ".main", ".client", ".complete", ".lazy", ".output", ".server")}
     assert loaded == cli | {f"runtimed.client{name}" for name in ("", ".client", ".connection")}

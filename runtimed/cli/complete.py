@@ -1,0 +1,73 @@
+"""Names that a shell completes: the daemon is asked for them, and where there is none, there are none."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from runtimed.errors import RuntimedError
+
+if TYPE_CHECKING:
+    from runtimed.cli.client import Client
+
+Complete = Callable[[click.Context, click.Parameter, str], list[str]]
+_LIMIT_S = 2  # somebody waits for the next character
+# A shell puts a name into the command line as it is: what it would not take for one word does not belong there.
+_WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
+_DOCKER_HUB = re.compile(r"^docker\.io/(library/)?")
+
+
+def _completion(listed: Callable[["Client", str], AsyncIterator[str]]) -> Complete:
+    """Return what click calls for the value of a parameter, given what lists names for the beginning of one."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        given = (context.params.get(parameter.name or "") or ()) if parameter.nargs == -1 else ()
+        try:
+            names = asyncio.run(_ask(context.find_root(), listed, incomplete))
+        except (RuntimedError, OSError, TimeoutError):
+            return []
+        return [name for name in names if name.startswith(incomplete) and name not in given and _WORD.fullmatch(name)]
+
+    return complete
+
+
+async def _ask(
+    root: click.Context, listed: Callable[["Client", str], AsyncIterator[str]], incomplete: str
+) -> list[str]:
+    from runtimed.client import connect
+
+    async with (
+        asyncio.timeout(_LIMIT_S),
+        connect(root.params["address"], namespace=root.params["namespace"]) as client,
+    ):
+        return [name async for name in listed(client, incomplete)]
+
+
+async def _containers(client: "Client", incomplete: str) -> AsyncIterator[str]:
+    async for container in client.containers.list():
+        yield container.id
+
+
+async def _images(client: "Client", incomplete: str) -> AsyncIterator[str]:
+    """Yield names as Docker writes them, in full if they are begun so."""
+    async for image in client.images.list():
+        yield image.name if incomplete and image.name.startswith(incomplete) else _DOCKER_HUB.sub("", image.name)
+
+
+async def _containers_and_images(client: "Client", incomplete: str) -> AsyncIterator[str]:
+    for listed in (_containers, _images):
+        async for name in listed(client, incomplete):
+            yield name
+
+
+async def _namespaces(client: "Client", incomplete: str) -> AsyncIterator[str]:
+    async for namespace in client.namespaces.list():
+        yield namespace.name
+
+
+containers = _completion(_containers)
+images = _completion(_images)
+containers_and_images = _completion(_containers_and_images)
+namespaces = _completion(_namespaces)

@@ -39,12 +39,12 @@ def ps_command(settings: Settings, everything: bool, quiet: bool) -> int:
 
     async def work(client: Client) -> int:
         listed, running = await asyncio.gather(
-            client.call(service(containers, "Containers").List, containers.ListContainersRequest()),
+            _records(client),
             client.call(service(tasks, "Tasks").List, tasks.ListTasksRequest()),
         )
         # A container's task has the container's ID; containerd before 2.0 gives it as id, and no container_id.
         by_id = {task.container_id or task.id: task for task in running.tasks}
-        found = [(record, by_id.get(record.id)) for record in listed.containers]
+        found = [(record, by_id.get(record.id)) for record in listed]
         ended = (None, task_types_pb2.STOPPED)
         if not everything:
             found = [(record, task) for record, task in found if (task and task.status) not in ended]
@@ -59,6 +59,12 @@ def ps_command(settings: Settings, everything: bool, quiet: bool) -> int:
         return 0
 
     return run(settings, work)
+
+
+async def _records(client: Client) -> list[containers.Container]:
+    """Return all records: one at a time, as together they may be more than a message takes."""
+    listing = service(containers, "Containers").ListStream
+    return [answer.container async for answer in client.messages(listing, containers.ListContainersRequest())]
 
 
 def _as_row(record: containers.Container, task: task_types_pb2.Process | None) -> tuple[str, ...]:

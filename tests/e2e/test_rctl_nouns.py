@@ -12,7 +12,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.any_pb2 import Any
 
+from runtimed.api.containers_pb2 import Container, CreateContainerRequest
+from runtimed.api.containers_pb2_grpc import ContainersStub
 from runtimed.api.images_pb2 import CreateImageRequest, GetImageRequest, Image
 from runtimed.api.images_pb2_grpc import ImagesStub
 
@@ -144,3 +147,16 @@ def test_names_are_completed(daemon, pulled):
     assert completed("-n", "none", "rm") == []
     daemon.rctl("rm", "ended")
     daemon.rctl("rmi", "short:1", "$(reboot)")
+
+
+def test_containers_are_listed_however_large_their_specs_are(daemon, pulled):
+    spec = Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec", value=b" " * (1 << 20) + b"{}")
+    ids = {f"large-{number}" for number in range(20)}  # more than a message of 16 MiB takes
+    with grpc.insecure_channel(f"unix://{daemon.address}") as channel:
+        containers, metadata = ContainersStub(channel), [("containerd-namespace", daemon.namespace)]
+        for id in ids:
+            record = Container(id=id, runtime=Container.Runtime(name="io.containerd.runc.v2"), spec=spec)
+            containers.Create(CreateContainerRequest(container=record), metadata=metadata)
+    assert set(daemon.rctl("ps", "-aq").stdout.split()) == ids
+    assert daemon.rctl("gc", "plan").returncode == 0
+    daemon.rctl("rm", *ids)

@@ -7,14 +7,8 @@ from contextlib import suppress
 import click
 
 from runtimed import gcgraph
-from runtimed.api import containers_pb2 as containers
 from runtimed.api import content_pb2 as content
-from runtimed.api import images_pb2 as images
-from runtimed.api import introspection_pb2 as introspection
-from runtimed.api import leases_pb2 as leases
-from runtimed.api import namespaces_pb2 as namespaces
 from runtimed.api import sandbox_pb2 as sandboxes
-from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.cli import output
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.errors import InvalidArgument, NotFound, Unimplemented
@@ -50,10 +44,8 @@ def run_command(settings: Settings) -> int:
     """
 
     async def work(client: Client) -> int:
-        stub = service(leases, "Leases")
-        id = f"rctl-gc-{secrets.token_hex(8)}"
-        await client.call(stub.Create, leases.CreateRequest(id=id))
-        await client.call(stub.Delete, leases.DeleteRequest(id=id, sync=True))
+        lease = await client.leases.create(f"rctl-gc-{secrets.token_hex(8)}")
+        await client.leases.delete(lease.id, sync=True)
         return 0
 
     return run(settings, work)
@@ -146,27 +138,23 @@ async def _graph(client: Client) -> tuple[Graph, dict[str, int]]:
     namespace = client.namespace
     graph = Graph(time.time_ns())
     sizes: dict[str, int] = {}
-    listed = await client.call(service(leases, "Leases").List, leases.ListRequest())
-    for lease in listed.leases:
-        held = await client.call(service(leases, "Leases").ListResources, leases.ListResourcesRequest(id=lease.id))
-        graph.lease(namespace, lease.id, lease.labels, [(one.type, one.id) for one in held.resources])
-    for image in (await client.call(service(images, "Images").List, images.ListImagesRequest())).images:
-        graph.image(namespace, image.name, image.target.digest, image.labels)
-    records = await client.call(service(containers, "Containers").List, containers.ListContainersRequest())
-    for record in records.containers:
+    async for lease in client.leases.list():
+        held = [(one.type, one.id) async for one in client.leases.resources(lease.id)]
+        graph.lease(namespace, lease.id, lease.labels, held)
+    async for image in client.images.list():
+        graph.image(namespace, image.name, image.digest, image.labels)
+    async for record in client.containers.list():
         graph.container(namespace, record.id, record.snapshotter, record.snapshot_key, record.labels)
     with suppress(Unimplemented):  # containerd before 1.7 has none
         for sandbox in (await client.call(service(sandboxes, "Store").List, sandboxes.StoreListRequest())).list:
             graph.sandbox(namespace, sandbox.sandbox_id, sandbox.labels)
-    for name in await _snapshotters(client):
-        request = snapshots.ListSnapshotsRequest(snapshotter=name)
-        async for page in client.messages(service(snapshots, "Snapshots").List, request):
-            for info in page.info:
-                graph.snapshot(namespace, name, info.name, info.parent, info.labels)
-    async for page in client.messages(service(content, "Content").List, content.ListContentRequest()):
-        for info in page.info:
-            graph.blob(namespace, info.digest, info.labels)
-            sizes[info.digest] = info.size
+    for plugin in await client.plugins("type==io.containerd.snapshotter.v1"):
+        if plugin.error is None:
+            async for snapshot in client.snapshots(plugin.id).list():
+                graph.snapshot(namespace, plugin.id, snapshot.name, snapshot.parent, snapshot.labels)
+    async for blob in client.content.list():
+        graph.blob(namespace, blob.digest, blob.labels)
+        sizes[blob.digest] = blob.size
     statuses = await client.call(service(content, "Content").ListStatuses, content.ListStatusesRequest())
     for status in statuses.statuses:
         expires_at = status.started_at.ToNanoseconds() + _INGEST_LIFETIME_NS
@@ -175,17 +163,10 @@ async def _graph(client: Client) -> tuple[Graph, dict[str, int]]:
     return graph, sizes
 
 
-async def _snapshotters(client: Client) -> list[str]:
-    request = introspection.PluginsRequest(filters=["type==io.containerd.snapshotter.v1"])
-    answer = await client.call(service(introspection, "Introspection").Plugins, request)
-    return [plugin.id for plugin in answer.plugins if not plugin.HasField("init_err")]
-
-
 async def _elsewhere(client: Client) -> set[str]:
     """Return the blobs that other namespaces have, too: removing them here frees nothing."""
     found: set[str] = set()
-    listed = await client.call(service(namespaces, "Namespaces").List, namespaces.ListNamespacesRequest())
-    for other in listed.namespaces:
+    async for other in client.namespaces.list():
         if other.name != client.namespace:
             listing = service(content, "Content").List
             async for page in client.messages(listing, content.ListContentRequest(), namespace=other.name):
@@ -199,8 +180,7 @@ async def _size(client: Client, node: Node, sizes: dict[str, int], shared: set[s
     if node.type.startswith(gcgraph.SNAPSHOTS):
         snapshotter = node.type.removeprefix(gcgraph.SNAPSHOTS)
         try:
-            request = snapshots.UsageRequest(snapshotter=snapshotter, key=node.id)
-            return int((await client.call(service(snapshots, "Snapshots").Usage, request)).size)
+            return (await client.snapshots(snapshotter).usage(node.id)).size
         except NotFound:
             return 0  # collected meanwhile
     return 0

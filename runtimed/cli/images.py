@@ -9,7 +9,7 @@ from runtimed.cli import complete, output
 from runtimed.cli.client import Client, Settings, run, service
 from runtimed.cli.each import each
 from runtimed.cli.lazy import LazyGroup
-from runtimed.client.documents import Documents, documents, find_image
+from runtimed.client.documents import Documents, documents
 from runtimed.errors import RuntimedError
 from runtimed.oci import platform as platforms
 
@@ -107,9 +107,8 @@ def rmi_command(settings: Settings, names: tuple[str, ...]) -> int:
     """
 
     async def remove(client: Client, name: str) -> str:
-        image = await find_image(client, name)
-        request = images.DeleteImageRequest(name=image.name, sync=True)
-        await client.call(service(images, "Images").Delete, request)
-        return str(image.name)
+        image = await client.images.get(name)
+        await client.images.delete(image.name, sync=True)
+        return image.name
 
     return each(settings, names, remove)

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import click
 
-from runtimed.api import leases_pb2 as leases
-from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.cli import complete
-from runtimed.cli.client import Client, Settings, run, service
+from runtimed.cli.client import Client, Settings, run
 from runtimed.cli.output import formatted, print_json, print_lines
-from runtimed.client.create import defaults, remove_snapshot, to_mount
+from runtimed.client.create import defaults, remove_snapshot
 from runtimed.client.documents import documents, find_image
+from runtimed.client.records import Resource
 from runtimed.client.unpack import ensure_unpacked
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound, os_errors
-from runtimed.mounts import mount_all, mounts_below, unmount_all
+from runtimed.mounts import Mount, mount_all, mounts_below, unmount_all
 from runtimed.oci import platform as platforms
 from runtimed.rollback import Rollback
 from runtimed.threads import blocking
@@ -57,23 +56,14 @@ def mount_command(
         parts = await documents(client, await find_image(client, image), wanted)
         await ensure_unpacked(client, parts, place)
         key = _key(where)
-        stub = service(snapshots, "Snapshots")
+        snapshots = client.snapshots(place)
         await _forget(client, key)  # of a mount that a reboot has ended
         async with Rollback() as steps:
             steps.undo("forget the mount", _forget, client, key)
-            await client.call(
-                service(leases, "Leases").Create, leases.CreateRequest(id=key, labels={"path": str(where)})
-            )
-            resource = leases.Resource(id=key, type=f"snapshots/{place}")
-            request = leases.AddResourceRequest(id=key, resource=resource)
-            await client.call(service(leases, "Leases").AddResource, request)
-            if is_writable:
-                prepare = snapshots.PrepareSnapshotRequest(snapshotter=place, key=key, parent=parts.chain_id)
-                mounts = (await client.call(stub.Prepare, prepare)).mounts
-            else:
-                view = snapshots.ViewSnapshotRequest(snapshotter=place, key=key, parent=parts.chain_id)
-                mounts = (await client.call(stub.View, view)).mounts
-            await blocking(mount_all, [to_mount(one) for one in mounts], where)
+            await client.leases.create(key, labels={"path": str(where)})
+            await client.leases.add(key, Resource(type=f"snapshots/{place}", id=key))
+            mounts = await (snapshots.prepare if is_writable else snapshots.view)(key, parts.chain_id)
+            await blocking(mount_all, [Mount(one.type, one.source, one.target, one.options) for one in mounts], where)
             steps.commit()
         print_json({"image": image, "path": str(where)}) if settings.json else print_lines([str(where)])
         return 0
@@ -120,15 +110,12 @@ def _key(where: Path) -> str:
 
 
 async def _is_ours(client: Client, key: str) -> bool:
-    request = leases.ListRequest(filters=[f"id=={key}"])
-    return bool((await client.call(service(leases, "Leases").List, request)).leases)
+    return bool([lease async for lease in client.leases.list(f"id=={key}")])
 
 
 async def _forget(client: Client, key: str) -> None:
     """Remove the snapshot of a mount, and its lease, as far as they are there."""
-    stub = service(leases, "Leases")
     with suppress(NotFound):
-        answer = await client.call(stub.ListResources, leases.ListResourcesRequest(id=key))
-        for resource in answer.resources:
+        async for resource in client.leases.resources(key):
             await remove_snapshot(client, resource.type.removeprefix("snapshots/"), key)
-        await client.call(stub.Delete, leases.DeleteRequest(id=key))
+        await client.leases.delete(key)

@@ -59,6 +59,53 @@ async def test_pull_against_prune_against_expiring_leases(daemon: PrivateDaemon,
         await client.leases.delete("keeps")
 
 
+async def test_pull_against_deletion_of_its_blobs_and_prune(daemon: PrivateDaemon, busybox: str):
+    """Blobs that a client deletes under a pull cost that pull at most a named blob; the next one mends all."""
+    async with runtimed.client.connect(str(daemon.address), namespace=daemon.namespace) as client:
+        image = await client.images.pull(busybox)
+        digests = [blob.digest async for blob in client.content.list()]
+        sizes = {digest: len(await client.content.get(digest)) for digest in digests}
+        deleted = 0
+        pulling = 2
+
+        async def pull():
+            nonlocal pulling
+            for _ in range(ROUNDS):
+                try:
+                    assert (await client.images.pull(busybox)).digest == image.digest
+                except NotFound as exc:
+                    # What was deleted under it is named: the image's name, or one of its blobs.
+                    assert any(name in str(exc) for name in (*digests, busybox))
+            pulling -= 1
+
+        async def delete():
+            nonlocal deleted
+            while pulling:
+                for digest in digests:
+                    try:
+                        await client.content.delete(digest)
+                        deleted += 1
+                    except NotFound as exc:
+                        assert digest in str(exc)
+
+        async def prune():
+            while pulling:
+                lease = await client.leases.create()
+                await client.leases.delete(lease.id, sync=True)
+
+        async with asyncio.TaskGroup() as tasks:
+            for work in (pull, pull, delete, prune):
+                tasks.create_task(work())
+        assert deleted
+        # All is quiet again: one pull, and every blob is there with every byte; a prune takes none of them.
+        assert (await client.images.pull(busybox)).digest == image.digest
+        lease = await client.leases.create()
+        await client.leases.delete(lease.id, sync=True)
+        assert {digest: len(await client.content.get(digest)) for digest in digests} == sizes
+        assert [ingest async for ingest in client.content.ingests()] == []
+    assert daemon.run("--rm", busybox, "after", "cat", "/etc/motd").stdout == "welcome\n"
+
+
 async def test_many_pulls_of_one_image_of_which_one_is_given_up(daemon: PrivateDaemon, busybox: str):
     async with runtimed.client.connect(str(daemon.address), namespace=daemon.namespace) as client:
 

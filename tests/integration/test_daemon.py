@@ -29,6 +29,7 @@ from runtimed.api import (
 from runtimed.api.events_service_pb2_grpc import EventsStub
 from runtimed.api.introspection_pb2_grpc import IntrospectionStub
 from runtimed.api.tasks_pb2_grpc import TasksStub
+from runtimed.events import QUEUE_LENGTH
 from tests.daemon import BIN, PrivateDaemon, private_daemon
 
 pytestmark = pytest.mark.root
@@ -162,6 +163,36 @@ def test_a_bad_topic_is_the_clients_mistake(channel):
     with pytest.raises(grpc.RpcError) as raised:
         EventsStub(channel).Publish(events_service_pb2.PublishRequest(topic="tasks"), metadata=METADATA)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_subscriber_that_does_not_read_holds_up_nobody_and_is_told_what_it_lost(shared, channel):
+    """More events than its window and its queue hold are published, and read as they come by another subscriber."""
+    wanted = events_service_pb2.SubscribeRequest(filters=["topic==/tests/slow"])
+    event = events_pb2.TaskOOM(container_id="c" * 100).SerializeToString()
+    batch, batches = 600, 20
+    assert batch * batches > QUEUE_LENGTH + (128 << 10) / len(event)
+    # A connection of its own, whose window does not grow.
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"unix:{shared.address}", options=options) as other:
+        slow, quick = EventsStub(other).Subscribe(wanted), EventsStub(channel).Subscribe(wanted)
+        slow.initial_metadata()
+        quick.initial_metadata()
+        request = events_service_pb2.PublishRequest(topic="/tests/slow")
+        request.event.type_url, request.event.value = "containerd.events.TaskOOM", event
+        for _ in range(batches):
+            sent = [EventsStub(channel).Publish.future(request, metadata=METADATA) for _ in range(batch)]
+            for one in sent:
+                one.result(timeout=60)
+            for _ in range(batch):
+                assert next(quick).event.value == event
+        quick.cancel()
+        received = 0
+        with pytest.raises(grpc.RpcError) as raised:
+            for _ in slow:
+                received += 1
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert received >= QUEUE_LENGTH
+    assert f"{batch * batches - received} events lost; subscribe again" in raised.value.details()
 
 
 def test_a_second_daemon_on_the_same_root_hears_who_has_it(shared, daemon):

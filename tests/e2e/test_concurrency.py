@@ -75,7 +75,8 @@ async def test_pull_against_deletion_of_its_blobs_and_prune(daemon: PrivateDaemo
                     assert (await client.images.pull(busybox)).digest == image.digest
                 except NotFound as exc:
                     # What was deleted under it is named: the image's name, or one of its blobs.
-                    assert any(name in str(exc) for name in (*digests, busybox))
+                    if not any(name in str(exc) for name in (*digests, busybox)):
+                        raise
             pulling -= 1
 
         async def delete():
@@ -86,7 +87,8 @@ async def test_pull_against_deletion_of_its_blobs_and_prune(daemon: PrivateDaemo
                         await client.content.delete(digest)
                         deleted += 1
                     except NotFound as exc:
-                        assert digest in str(exc)
+                        if digest not in str(exc):
+                            raise
 
         async def prune():
             while pulling:

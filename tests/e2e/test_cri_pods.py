@@ -251,3 +251,40 @@ def test_a_host_port_answers_on_the_loopback_address(cri):
     cri.remove_pod(pod)
     saved = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True, timeout=20)
     assert f"--dport {port}" not in saved.stdout
+
+
+def test_what_a_pod_may_use_as_a_whole_is_changed_and_remembered(cri):
+    pod = cri.run_pod("resized", network=pb.NODE)
+
+    def told():
+        linux = json.loads(cri.pod_status(pod, verbose=True).info["info"])["config"]["linux"]
+        return {name: linux[name] for name in ("overhead", "resources") if name in linux}
+
+    assert told() == {}
+    resources = pb.LinuxContainerResources(cpu_shares=512, memory_limit_in_bytes=64 << 20)
+    overhead = pb.LinuxContainerResources(memory_limit_in_bytes=1 << 20)
+    request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=resources, overhead=overhead)
+    cri.runtime.UpdatePodSandboxResources(request, timeout=TIMEOUT_S)
+    expected = {
+        "overhead": {"memoryLimitInBytes": str(1 << 20)},
+        "resources": {"cpuShares": "512", "memoryLimitInBytes": str(64 << 20)},
+    }
+    assert told() == expected
+    # What the request leaves out stays, also in the next daemon.
+    changed = pb.LinuxContainerResources(cpu_shares=256)
+    request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=changed)
+    cri.runtime.UpdatePodSandboxResources(request, timeout=TIMEOUT_S)
+    expected["resources"] = {"cpuShares": "256"}
+    cri.daemon.stop()
+    cri.daemon.start()
+    cri.reconnect()
+    assert told() == expected
+    cri.stop_pod(pod)
+    for id in (pod, "f" * 64):
+        with pytest.raises(grpc.RpcError) as failed:
+            cri.runtime.UpdatePodSandboxResources(
+                pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=id, resources=resources), timeout=TIMEOUT_S
+            )
+        expected_code = grpc.StatusCode.FAILED_PRECONDITION if id == pod else grpc.StatusCode.NOT_FOUND
+        assert failed.value.code() is expected_code
+    cri.remove_pod(pod)

@@ -3,18 +3,38 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from tests.daemon import PrivateDaemon, private_daemon
+from runtimed.api import (
+    containers_pb2,
+    content_pb2,
+    leases_pb2,
+    namespaces_pb2,
+    runc_options_pb2,
+    tasks_pb2,
+)
+from runtimed.api.containers_pb2_grpc import ContainersStub
+from runtimed.api.content_pb2_grpc import ContentStub
+from runtimed.api.leases_pb2_grpc import LeasesStub
+from runtimed.api.namespaces_pb2_grpc import NamespacesStub
+from runtimed.api.tasks_pb2_grpc import TasksStub
+from tests.daemon import BIN, PrivateDaemon, private_daemon
 from tests.dockerd import IMAGE, Dockerd, private_dockerd
+from tests.e2e.test_cri_pods import listening_in
+from tests.images.layouts import Layout
 from tests.processes import is_alive
+from tests.registry import Registry
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -45,6 +65,16 @@ def state(docker: Dockerd, container: str) -> dict[str, Any]:
     [found] = json.loads(docker.out("inspect", container))
     assert isinstance(found["State"], dict)
     return {**found["State"], "RestartCount": found["RestartCount"]}
+
+
+@contextmanager
+def calls(docker: Dockerd) -> Iterator[grpc.Channel]:
+    """A client of the daemon beside dockerd."""
+    with grpc.insecure_channel(f"unix:{docker.daemon.address}") as channel:
+        yield channel
+
+
+MOBY = (("containerd-namespace", "moby"),)
 
 
 def running(docker: Dockerd, *arguments: object) -> str:
@@ -340,3 +370,185 @@ def test_a_container_that_ends_while_the_daemon_is_away_is_seen_to_have_ended(al
     for container in (id, lost):
         alone("start", container)
         assert state(alone, container)["Status"] == "running"
+
+
+def test_docker_names_its_daemon_and_what_version_it_has(docker):
+    version = subprocess.run(
+        [BIN / "runtimed", "--version"], capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
+    told = json.loads(docker.out("version", "--format", "{{json .Server.Components}}"))
+    [found] = [one["Version"] for one in told if one["Name"] == "containerd"]
+    assert version in found
+    assert "io.containerd.runc.v2" in docker.out("info", "--format", "{{json .Runtimes}}")
+
+
+def test_what_dockerd_records_of_a_container_is_kept_and_its_lease_is_gone(docker):
+    id = running(docker, IMAGE, "sleep", "300")
+    with calls(docker) as channel:
+        found = ContainersStub(channel).Get(containers_pb2.GetContainerRequest(id=id), metadata=MOBY).container
+        assert dict(found.labels) == {"com.docker/engine.bundle.path": str(docker.base / "exec/containerd" / id)}
+        assert (found.image, found.snapshotter, found.snapshot_key) == ("", "", "")
+        assert found.spec.type_url == "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+        assert found.runtime.name == "io.containerd.runc.v2"
+        assert found.runtime.options.type_url == "containerd.runc.v1.Options"
+        options = runc_options_pb2.Options.FromString(found.runtime.options.value)
+        assert (options.binary_name, options.root) == ("runc", str(docker.base / "exec/runtime-runc"))
+        task = TasksStub(channel).Get(tasks_pb2.GetRequest(container_id=id), metadata=MOBY).process
+        assert task.pid == state(docker, id)["Pid"]
+        assert list(LeasesStub(channel).List(leases_pb2.ListRequest(), metadata=MOBY).leases) == []
+        names = NamespacesStub(channel).List(namespaces_pb2.ListNamespacesRequest()).namespaces
+        assert "moby" in {one.name for one in names}
+        docker("rm", "--force", id)
+        with pytest.raises(grpc.RpcError) as failed:
+            ContainersStub(channel).Get(containers_pb2.GetContainerRequest(id=id), metadata=MOBY)
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_container_that_an_earlier_dockerd_left_in_the_daemon_is_replaced(docker):
+    id = docker.out("create", IMAGE, "true")
+    stale = containers_pb2.Container(id=id, labels={"stale": "yes"})
+    stale.runtime.name = "io.containerd.runc.v2"
+    stale.spec.type_url, stale.spec.value = "types.containerd.io/opencontainers/runtime-spec/1/Spec", b"{}"
+    with calls(docker) as channel:
+        ContainersStub(channel).Create(containers_pb2.CreateContainerRequest(container=stale), metadata=MOBY)
+    docker("start", "--attach", id)
+    assert state(docker, id)["ExitCode"] == 0
+    assert "not cleaned up from containerd" in docker.log.read_text()
+    docker("rm", id)
+
+
+def test_a_pull_keeps_the_manifest_in_the_daemon_under_a_lease(docker, registry: Registry, tmp_path):
+    layout = Layout(tmp_path / "layout")
+    image = layout.image("1", [layout.layer({"file": b"pulled"})])
+    name = registry.push(layout.root, "e2e/for-docker:1", source="1")
+    config = json.loads(layout.path(image["digest"]).read_bytes())["config"]["digest"]
+    assert docker.process is not None
+    netns = f"/proc/{docker.process.pid}/ns/net"  # dockerd's, whose loopback is not the registry's
+    port = int(registry.host.rpartition(":")[2])
+    with relayed(listening_in(netns, port), ("127.0.0.1", port)), calls(docker) as channel:
+        docker("pull", name)
+        content, leases = ContentStub(channel), LeasesStub(channel)
+        pieces = content.Read(content_pb2.ReadContentRequest(digest=image["digest"]), metadata=MOBY)
+        assert b"".join(one.data for one in pieces) == layout.path(image["digest"]).read_bytes()
+        [lease] = leases.List(leases_pb2.ListRequest(), metadata=MOBY).leases
+        assert lease.id == f"moby-image-{config}"
+        held = leases.ListResources(leases_pb2.ListResourcesRequest(id=lease.id), metadata=MOBY).resources
+        assert [(one.type, one.id) for one in held] == [("content", image["digest"])]
+        docker("rmi", name)
+        assert list(leases.List(leases_pb2.ListRequest(), metadata=MOBY).leases) == []
+
+
+@contextmanager
+def relayed(server: socket.socket, address: tuple[str, int]) -> Iterator[None]:
+    """Pass on to *address* what connects to *server*, until the block ends."""
+
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+    def accept(threads: ThreadPoolExecutor) -> None:
+        while True:
+            try:
+                one, _ = server.accept()
+            except OSError:  # it was shut down
+                return
+            other = socket.create_connection(address)
+            ends.extend((one, other))
+            threads.submit(copy, one, other)
+            threads.submit(copy, other, one)
+
+    ends: list[socket.socket] = []
+    with server, ThreadPoolExecutor(32) as threads:
+        threads.submit(accept, threads)
+        try:
+            yield
+        finally:
+            for end in (server, *ends):
+                with suppress(OSError):  # its peer has ended it
+                    end.shutdown(socket.SHUT_RDWR)
+            threads.shutdown()
+            for end in ends:
+                end.close()
+
+
+def test_a_plugin_runs_in_a_namespace_of_its_own(docker):
+    base = docker.base / "plugin"
+    (base / "rootfs").mkdir(parents=True)
+    subprocess.run(["tar", "-C", base / "rootfs", "-xf", docker.base / "tree.tar"], check=True)
+    config = {
+        "description": "",
+        "entrypoint": ["/bin/sh", "-c", "trap exit TERM; while :; do sleep 0.1; done"],
+        "interface": {"types": ["docker.logdriver/1.0"], "socket": "s"},
+        "network": {"type": "none"},
+    }
+    (base / "config.json").write_text(json.dumps(config))
+    docker("plugin", "create", "plug", base)
+    id = docker.out("plugin", "inspect", "--format", "{{.Id}}", "plug")
+    place = Path("/run/docker/plugins") / id  # there, whatever the exec-root is
+    place.mkdir()
+    metadata = (("containerd-namespace", "plugins.moby"),)
+    with socket.socket(socket.AF_UNIX) as server, calls(docker) as channel:
+        server.bind(str(place / "s"))  # what the plugin itself would do; dockerd connects to see whether it is up
+        server.listen()
+        docker("plugin", "enable", "plug")
+        task = TasksStub(channel).Get(tasks_pb2.GetRequest(container_id=id), metadata=metadata).process
+        assert Path(f"/proc/{task.pid}/cmdline").read_bytes().startswith(b"/bin/sh\0-c\0trap exit TERM")
+        docker("plugin", "disable", "--force", "plug")
+        with pytest.raises(grpc.RpcError) as failed:
+            TasksStub(channel).Get(tasks_pb2.GetRequest(container_id=id), metadata=metadata)
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+    docker("plugin", "rm", "plug")
+
+
+def test_dockerd_without_live_restore_ends_what_ran_and_tells_what_it_does_not_know(docker):
+    """The last one of those that share a dockerd: it is killed and started again."""
+    runs = running(docker, IMAGE, "sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.1; done")
+    lost = running(docker, IMAGE, "sleep", "300")
+    pid = state(docker, runs)["Pid"]
+    docker.stop(signal.SIGKILL)
+    with calls(docker) as channel:
+        tasks = TasksStub(channel)
+        tasks.Kill(tasks_pb2.KillRequest(container_id=lost, signal=signal.SIGKILL), metadata=MOBY)
+        tasks.Wait(tasks_pb2.WaitRequest(container_id=lost), metadata=MOBY, timeout=30)
+        tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=lost), metadata=MOBY)
+    docker.start()
+    eventually(lambda: state(docker, runs)["Status"] == state(docker, lost)["Status"] == "exited")
+    eventually(lambda: not is_alive(pid))
+    assert (state(docker, runs)["ExitCode"], state(docker, lost)["ExitCode"]) == (4, 255)
+    docker("start", runs)
+    assert state(docker, runs)["Status"] == "running"
+    docker("rm", "--force", runs, lost)
+
+
+def test_an_attached_client_goes_on_across_a_restart_of_the_daemon(alone):
+    argv = alone.argv("run", "--rm", "--interactive", IMAGE, "sh", "-c", "cat; exit 3")
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write("before\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "before\n"
+        eventually(lambda: alone.out("ps", "--quiet"))
+        id = alone.out("ps", "--quiet", "--no-trunc")
+        eventually(lambda: state(alone, id)["Running"])
+        alone.daemon.kill()
+        client.stdin.write("without\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "without\n"
+        alone.daemon.start()
+        eventually(lambda: alone("exec", id, "true", check=False).returncode == 0)
+        assert client.communicate("after\n", timeout=60)[0] == "after\n"
+    assert client.returncode == 3
+
+
+def test_dockerd_that_starts_first_waits_for_its_daemon(alone):
+    alone.stop()
+    alone.daemon.stop()
+    said = len(alone.log.read_text())
+    with ThreadPoolExecutor(1) as threads:
+        starts = threads.submit(alone.start)
+        eventually(lambda: "failed to connect" in alone.log.read_text()[said:])
+        alone.daemon.start()
+        starts.result()
+    assert alone.out("run", "--rm", IMAGE, "echo", "served") == "served"

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
+DOCUMENTS = ("docker.md", "shim.md")
 _NAMED = re.compile(r"`((?:\w+/)*(?:test_\w+\.py)?)(?:::(\w+))?`")
 
 
 def names() -> list[tuple[str, str]]:
-    """Return file and test of what docs/shim.md names in its tables; a name alone is of the directory before it."""
+    """Return file and test of what the documents name in tables; a name alone is of the directory before it."""
     found, path = [], ""
-    for line in (TESTS.parent / "docs/shim.md").read_text().splitlines():
+    texts = [(TESTS.parent / "docs" / document).read_text() for document in DOCUMENTS]
+    for line in "\n".join(texts).splitlines():
         for file, test in _NAMED.findall(line) if line.startswith("| ") else ():
             if "test_" not in f"{file}{test}":
                 continue
@@ -23,8 +25,9 @@ def names() -> list[tuple[str, str]]:
     return found
 
 
-def test_the_table_of_the_shim_is_read():
-    assert len(names()) > 60
+def test_the_tables_are_read():
+    assert len(names()) > 160
+    assert ("e2e/test_docker.py", "test_top_lists_the_processes") in names()
     assert ("integration/shim/test_crilog.py", "") in names()
 
 

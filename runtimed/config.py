@@ -426,6 +426,12 @@ def _check_cri(config: Config) -> None:
         raise InvalidArgument("cri.cni.bin_dirs: must be absolute paths")
     if cri.max_log_line < 256 or cri.max_log_line > 1 << 20:
         raise InvalidArgument(f"cri.max_log_line: {cri.max_log_line} is not between 256 and 1048576 bytes")
+    if cri.streaming.key and not cri.streaming.certificate:
+        raise InvalidArgument("cri.streaming.key: there is no cri.streaming.certificate, so TLS would not be spoken")
+    if any(path and not path.startswith("/") for path in (cri.streaming.certificate, cri.streaming.key)):
+        raise InvalidArgument("cri.streaming.certificate, cri.streaming.key: must be absolute paths")
+    if not 0 <= cri.streaming.port < 1 << 16:
+        raise InvalidArgument(f"cri.streaming.port: {cri.streaming.port} is not between 0 and 65535")
     if cri.cni.plugin_limit_s < 1:
         raise InvalidArgument("cri.cni.plugin_limit_s: must be at least 1")
 

@@ -35,6 +35,9 @@ def test_the_default_handler_stays_when_others_are_added(tmp_path):
         ('[cri.runtimes.x]\nruntime = "y"\n', r"cri.runtimes.x.runtime: 'y' is not among runtimes"),
         ("[cri]\nmax_log_line = 1\n", r"cri.max_log_line: 1 is not between"),
         ("[cri.cni]\nplugin_limit_s = 0\n", r"plugin_limit_s: must be at least 1"),
+        ('[cri.streaming]\nkey = "/k"\n', r"cri.streaming.key: there is no cri.streaming.certificate"),
+        ('[cri.streaming]\ncertificate = "c.pem"\n', r"cri.streaming.certificate, .*: must be absolute paths"),
+        ("[cri.streaming]\nport = 65536\n", r"cri.streaming.port: 65536 is not between"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, text, message):

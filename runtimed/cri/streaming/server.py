@@ -41,15 +41,18 @@ class StreamingServer:
         self._settings = settings
         self._tickets = Tickets()
         self._runner: web.AppRunner | None = None
-        self._tls: ssl.SSLContext | None = None
-        self._loaded: tuple[int, int] | None = None  # when the files were changed last
+        self._tls: ssl.SSLContext | None = None  # what listens
+        self._current: ssl.SSLContext | None = None  # what serves: of the certificate and key that were good last
+        self._loaded: list[tuple[int, int, int]] = []  # what tells that its files have been changed
         self._sessions: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. Raises InvalidArgument for files that are no certificate and key; what os_errors says."""
         if self._settings.certificate:
-            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._load()
+            self._tls = self._current
+            assert self._tls is not None
+            self._tls.sni_callback = self._choose  # called for each connection, with or without a name
         application = web.Application()
         application.router.add_route("*", "/{kind:exec|attach|portforward}/{token}", self._handle)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
@@ -74,26 +77,30 @@ class StreamingServer:
             raise InvalidArgument("one of stdin, stdout and stderr must be asked for")
         if ticket.tty and ticket.stderr:
             raise InvalidArgument("a terminal has no stderr of its own: tty and stderr cannot both be asked for")
-        if self._tls:
-            self._load()
         assert self._runner is not None
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         scheme = "https" if self._tls else "http"
         return f"{scheme}://{host}:{self._runner.addresses[0][1]}/{ticket.kind}/{self._tickets.issue(ticket)}"
 
+    def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        self._load()
+        assert self._current is not None
+        connection.context = self._current
+
     def _load(self) -> None:
-        """Read certificate and key again if they have changed; the last good ones serve while they are not."""
-        assert self._tls is not None
+        """Read certificate and key again if they have changed; the last good ones serve while they do not fit."""
         certificate, key = self._settings.certificate, self._settings.key or self._settings.certificate
         assert certificate is not None
         assert key is not None
         try:
-            changed = (certificate.stat().st_mtime_ns, key.stat().st_mtime_ns)
-            if changed != self._loaded:
-                self._tls.load_cert_chain(certificate, key)
-                self._loaded = changed
+            found = [(one.st_ino, one.st_size, one.st_mtime_ns) for one in (certificate.stat(), key.stat())]
+            if found != self._loaded:
+                # Not into the one that serves: a certificate that is not the key's would take the key from it.
+                fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                fresh.load_cert_chain(certificate, key, password="")  # or an encrypted key is asked for at a terminal
+                self._current, self._loaded = fresh, found
         except (OSError, ssl.SSLError) as exc:
-            if self._loaded is None:
+            if self._current is None:
                 raise InvalidArgument(f"streaming certificate {certificate} and key {key}: {exc}") from None
             log.warning("streaming certificate cannot be read", extra={"error": str(exc)})
 

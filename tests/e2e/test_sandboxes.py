@@ -37,6 +37,10 @@ class Sandboxes:
         request = getattr(pb, f"Controller{method}Request")(sandbox_id=id, sandboxer=sandboxer, **fields)
         return getattr(self._controller, method)(request, metadata=self._metadata, timeout=timeout)
 
+    def future(self, method, id, **fields):
+        request = getattr(pb, f"Controller{method}Request")(sandbox_id=id, **fields)
+        return getattr(self._controller, method).future(request, metadata=self._metadata, timeout=30)
+
     def record(self, id, sandboxer, runtime="io.containerd.runc.v2", **spec):
         sandbox = types_pb2.Sandbox(sandbox_id=id, sandboxer=sandboxer)
         sandbox.runtime.name = runtime
@@ -47,8 +51,7 @@ class Sandboxes:
         self._store.Delete(pb.StoreDeleteRequest(sandbox_id=id), metadata=self._metadata)
 
     def wait(self, id):
-        request = pb.ControllerWaitRequest(sandbox_id=id)
-        return self._controller.Wait.future(request, metadata=self._metadata, timeout=30)
+        return self.future("Wait", id)
 
 
 def code(call, *arguments, **fields):
@@ -89,7 +92,11 @@ def pause(daemon, sandboxes):
 
 @pytest.fixture
 def shim(daemon):
-    """A runtime whose shim has the Sandbox API."""
+    return shim_program(daemon)
+
+
+def shim_program(daemon):
+    """Return a runtime whose shim has the Sandbox API."""
     program = daemon.base / "containerd-shim-fake-v1"
     program.write_text(f'#!/bin/sh\nPYTHONPATH={REPO} exec {sys.executable} {REPO}/tests/fakes/shim.py "$@"\n')
     program.chmod(0o755)

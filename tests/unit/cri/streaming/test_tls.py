@@ -1,7 +1,6 @@
 """The streaming server's TLS: by real certificates, from files that change while it serves."""
 
 import asyncio
-import os
 import shutil
 import ssl
 import subprocess
@@ -50,7 +49,12 @@ def files(pairs, tmp_path):
 def replace(path, source):
     """As who renews certificates does: another file by the same name."""
     shutil.copyfile(source, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_suffix(".tmp").replace(path)
+
+
+def encrypt(key, to):
+    command = ["openssl", "ec", "-aes256", "-passout", "pass:x", "-in", str(key), "-out", str(to)]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 async def answers(server, pair):
@@ -136,10 +140,6 @@ async def test_it_does_not_start_without_a_pair(pairs, files, key):
     elif key == "missing":
         files["key"].unlink()
     else:  # nobody is asked for the password
-        subprocess.run(
-            ["openssl", "ec", "-aes256", "-passout", "pass:x", "-in", str(pairs[0].key), "-out", str(files["key"])],
-            check=True,
-            capture_output=True,
-        )
+        encrypt(pairs[0].key, files["key"])
     with pytest.raises(InvalidArgument, match=f"streaming certificate {files['certificate']} and key {files['key']}"):
         await StreamingServer(FakeRuntime(), Settings(**files)).start()

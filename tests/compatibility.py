@@ -30,7 +30,7 @@ _SANDBOX = "e2e/test_sandboxes.py::test_a_sandbox_is_held_by_a_pause_task"
 # Calls that a program makes, or a helper that makes the request of the call's name.
 _BY_PROGRAMS = {
     **{f"containerd.services.sandbox.v1.Controller.{name}": _SANDBOX
-       for name in ("Create", "Start", "Platform", "Status", "Metrics", "Update")},
+       for name in ("Create", "Start", "Platform", "Status", "Metrics", "Update", "Wait")},
     "containerd.services.tasks.v1.Tasks.Update": "e2e/test_resources.py::test_rctl_changes_limits",
     "runtimed.v1.Doctor.CheckLayers":
         "e2e/test_snapshots_fsck.py::test_a_layer_file_that_was_changed_is_found_and_pulled_again",

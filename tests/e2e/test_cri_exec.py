@@ -77,7 +77,9 @@ async def test_a_large_output_comes_whole(cri, container):
 
 async def test_a_terminal_has_a_size_and_all_its_output(cri, container):
     size = json.dumps({"Width": 101, "Height": 33}).encode()
-    command = "read line; stty size; echo got $line"
+    # The size comes beside the input, not before it.
+    sized = 'until [ "$(stty size 2>/dev/null)" = "33 101" ]; do sleep 0.01; done'
+    command = f"read line; {sized}; stty size; echo got $line"
     where = url(cri, container, "sh", "-c", command, tty=True, stdin=True, stderr=False)
     out, _, status = await talk(where, (RESIZE, size), (STDIN, b"hello\n"))
     assert out.replace(b"\r\n", b"\n").endswith(b"33 101\ngot hello\n")

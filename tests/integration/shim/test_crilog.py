@@ -1,15 +1,18 @@
 """Logs that the shim writes for real containers: cri://."""
 
 import asyncio
+import fcntl
 import os
 import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
-from tests.integration.shim.conftest import exists, fds_of
+from tests.integration.shim.conftest import eventually, exists, fds_of
 from tests.unit.shim.test_crilog import joined, parsed
 
 pytestmark = pytest.mark.root
@@ -123,8 +126,9 @@ async def test_a_full_disk_holds_up_no_container_and_the_loss_is_told(shim, bund
     log, passed, go = small_disk / "log", tmp_path / "passed", fifo("go")
     script = "seq 100000; echo passed >&2; read line; echo after"
     streams = {"stdin": str(go), "stdout": f"cri://{log}", "stderr": f"file://{passed}"}
-    await shim.run("t1", bundle(script), **streams)
+    pid = await shim.run("t1", bundle(script), **streams)
     await contains(passed, "passed")  # though most of it found no room
+    await eventually(lambda: unread(f"/proc/{pid}/fd/1") == 0)  # nor will any more of it find some
     assert log.stat().st_size <= 64 << 10
     mount("-o", "remount,size=1m", small_disk)
     fd = os.open(go, os.O_WRONLY | os.O_NONBLOCK)
@@ -138,6 +142,15 @@ async def test_a_full_disk_holds_up_no_container_and_the_loss_is_told(shim, bund
     lost = sum(len(f"{number}\n") for number in range(len(written) + 1, 100001))
     assert notice == f"[runtimed: {lost} bytes of output could not be written and are lost]"
     await shim.delete("t1")
+
+
+def unread(pipe):
+    """Return how many bytes are in a pipe."""
+    fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    finally:
+        os.close(fd)
 
 
 def mount(*args):

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the dataclasses in runtimed/config.py and their comments.
+"""Writes docs/configuration.md from the dataclasses in runtimed/config/settings.py and their comments.
 
     python docs/generate_configuration.py
 

@@ -32,7 +32,7 @@ class Records(dict[Thing, Record]):
     def live(self) -> set[Thing]:
         """Return what is reached from the roots, also by way of what is not there: it may be held by that backwards."""
         roots = {(thing, thing[0] == "leases" and GC_FLAT in record.labels) for thing, record in self.items()
-                 if self._is_root(thing)}  # fmt: skip
+                 if self.is_root(thing)}  # fmt: skip
         reached: set[tuple[Thing, bool]] = set()
         while roots - reached:
             thing, is_flat = (roots - reached).pop()
@@ -45,7 +45,7 @@ class Records(dict[Thing, Record]):
         live = self.live()
         return Records({thing: record for thing, record in self.items() if thing in live})
 
-    def _is_root(self, thing: Thing) -> bool:
+    def is_root(self, thing: Thing) -> bool:
         labels = self[thing].labels
         match thing[0]:
             case "containers":

@@ -5,7 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
 # Before grpc is loaded anywhere: tests of the shim fork this process, and grpc's handlers would abort in the child.
@@ -13,9 +15,17 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from tests.registry import Registry, docker_registry
 
+# How soon after one another an example's steps come is the machine's business.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
+
+# What waits most comes first, so that what is left at the end is short.
+_ORDER = ("e2e", "integration", "conformance", "unit")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root where there is none, with the reason; CI runs as root, so nothing is skipped there."""
+    """Order the kinds of tests; skip what needs root where there is none, with the reason (CI runs as root)."""
+    items.sort(key=lambda item: [f"/{kind}/" in item.nodeid for kind in _ORDER], reverse=True)
     if os.geteuid() == 0:
         return
     skip = pytest.mark.skip(reason="needs root: real mounts, runc, cgroups (run `make test` as root)")
@@ -49,15 +59,42 @@ _PLACES = (
 _MARK = f"RUNTIMED_TEST_RUN={os.getpid()}-{time.time_ns()}"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_left() -> Iterator[None]:
+_BEFORE = pytest.StashKey[set[str]]()
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this is one of the processes that `make test` runs tests in; who started them judges them all."""
+    return hasattr(config, "workerinput")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Note what is there before the first test."""
+    if not _is_worker(session.config):
+        name, _, value = _MARK.partition("=")
+        os.environ[name] = value
+        session.config.stash[_BEFORE] = _things()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
     """After the last test no mount, process, netns, cgroup, FIFO or directory is there that was not before."""
-    name, _, value = _MARK.partition("=")
-    os.environ[name] = value
-    before = _things()
-    yield
-    left = sorted(_things() - before)
-    assert not left, f"the suite left behind: {left}"
+    if _is_worker(session.config):
+        return
+    before = session.config.stash[_BEFORE]
+    if left := sorted(_things() - before):
+        place = ("tests/conftest.py", None, "nothing_left")
+        told = f"the suite left behind: {left}"
+        report = pytest.TestReport("nothing_left", place, {}, outcome="failed", longrepr=told, when="teardown")
+        session.config.hook.pytest_runtest_logreport(report=report)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return what hands the tests to processes."""
+    from tests.distribution import ByFile
+
+    return ByFile(config, log)
 
 
 def _things() -> set[str]:

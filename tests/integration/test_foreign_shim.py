@@ -35,7 +35,6 @@ class HidingDaemon(PrivateDaemon):
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[PrivateDaemon]:
-    made_here = not Path("/run/containerd").exists()
     Path("/run/containerd").mkdir(exist_ok=True)
     with private_daemon(start=False) as plain:
         daemon = HidingDaemon(plain.base, namespace=plain.namespace)
@@ -45,8 +44,6 @@ def daemon() -> Iterator[PrivateDaemon]:
         daemon.clear()
         daemon.stop()
         daemon.config.unlink()
-    if made_here:
-        Path("/run/containerd").rmdir()
 
 
 @pytest.fixture(scope="module")

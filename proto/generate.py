@@ -29,7 +29,7 @@ PROTO = Path(__file__).resolve().parent
 REPO = PROTO.parent
 PACKAGE = Path("runtimed/api")
 
-TTRPC_ONLY = frozenset({"events_ttrpc", "sandbox_shim", "task_v2", "task_v3", "ttrpc"})
+TTRPC_ONLY = frozenset({"events_ttrpc", "sandbox_shim", "shim_attach", "task_v2", "task_v3", "ttrpc"})
 """Names of the files whose services, if any, get no gRPC stubs."""
 
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")

@@ -7,19 +7,23 @@ pkg/kubelet/kuberuntime/logs.)
 
 Whoever rotates logs renames the file and does nothing more: before each batch the file by that name is compared with
 the open one, and opened or made if it is another. What cannot be written, on a full disk say, is dropped and counted,
-so that the process never waits for it; once it can be again, a line in the log tells how much is missing.
+so that the process never waits for it; once it can be again, a line in the log tells how much is missing. Without a
+path, ``cri://``, nothing is written anywhere: only clients that are attached get the output (``shim.attach``).
 """
 
 import os
 import stat
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from runtimed.errors import InvalidArgument, RuntimedError, os_errors
 from shim import log, loop, poller
 from shim.sinks import Origin
 from shim.stdio import Output
+
+if TYPE_CHECKING:
+    from shim.attach import Clients
 
 _MAX_LINE = 16 << 10  # bytes
 _LARGEST_MAX_LINE = 1 << 20
@@ -37,9 +41,10 @@ class CriLog:
     def __init__(self, uri: str, stream: str, origin: Origin) -> None:
         """Raises InvalidArgument when *uri*, that of *stream*, names no file, or with an option there is not."""
         path, self._max_line = _parse(uri, stream)
-        self._file = _File(path)
+        self._file = _File(path) if path else _NoFile()
         self._origin = origin
         self._streams: list[_Stream] = []
+        self._clients: Clients | None = None  # there are none before somebody is attached
 
     def output(self, stream: str) -> Output:
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -55,6 +60,15 @@ class CriLog:
         for stream in self._streams:
             stream.begin()
 
+    def attach(self, path: str) -> None:
+        if self._clients is None:
+            from shim.attach import Clients  # here: of no use to most
+
+            self._clients = Clients(self._streams)
+            for stream in self._streams:
+                stream.clients = self._clients
+        self._clients.add(path)
+
     def settle(self) -> None:
         for stream in self._streams:
             stream.settle()
@@ -69,7 +83,8 @@ class CriLog:
         self._file.close()
 
     async def closed(self) -> None:
-        """Nothing: it is."""
+        if self._clients is not None:
+            await self._clients.gone()
 
 
 class _Output(Output):
@@ -90,15 +105,25 @@ class _Stream:
 
     def __init__(self, file: "_File", reader: int, name: str, max_line: int) -> None:
         self.ended = loop.Event()
+        self.clients: Clients | None = None
         self._file = file
         self._reader = reader
+        self._name = name
         self._lines = Lines(name, max_line)
         self._is_own = True
         self._is_watched = False
 
     def begin(self) -> None:
         self._is_watched = True
-        poller.add_reader(self._reader, self._step, resumable=True)
+        self.go_on()
+
+    def hold(self) -> None:
+        if not self.ended.is_set():
+            poller.remove_reader(self._reader)
+
+    def go_on(self) -> None:
+        if not self.ended.is_set():
+            poller.add_reader(self._reader, self._step, resumable=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -126,6 +151,8 @@ class _Stream:
             if self._is_own:
                 os.close(self._reader)
             self.ended.set()
+            if self.clients is not None:
+                self.clients.end()
 
     def _step(self) -> bool:
         """Take what is there; return whether there may be more."""
@@ -139,6 +166,8 @@ class _Stream:
             self.stop()
             return False
         self._file.write(self._lines.cut(data, _now()))
+        if self.clients is not None:
+            self.clients.give(self._name, data)
         return True
 
 
@@ -266,6 +295,19 @@ class _File:
             self._fd = -1
 
 
+class _NoFile(_File):
+    """In a file's place where there is to be none."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def open(self) -> None:
+        pass
+
+    def write(self, lines: bytes) -> None:
+        pass
+
+
 def _now() -> bytes:
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).encode() + b".%09dZ" % nanoseconds
@@ -277,9 +319,10 @@ def _size(lines: bytes) -> int:
 
 
 def _parse(uri: str, stream: str) -> tuple[str, int]:
+    """Return the path, "" if there is to be no file, and the longest line."""
     parts = urlsplit(uri)
     path = unquote(parts.path)
-    if parts.netloc or not path.startswith("/") or "\0" in path:
+    if parts.netloc or (path and not path.startswith("/")) or "\0" in path:
         raise InvalidArgument(f"{stream} {uri!r}: the path must be absolute, as in cri:///var/log/x")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     text = options.pop("max_line", str(_MAX_LINE))

@@ -136,6 +136,9 @@ class Logger:
         os.close(reader)
         self._dropping.remove(reader)
 
+    def attach(self, path: str) -> None:
+        raise FailedPrecondition("the output goes to a program: nobody else can be attached to it")
+
     def settle(self) -> None:
         """Nothing: the program reads in its own time."""
 

@@ -287,6 +287,11 @@ class ShutdownRequest(Message, full_name="containerd.task.v3.ShutdownRequest"):
     now: bool = boolean(2)
 
 
+class AttachRequest(Message, full_name="runtimed.shim.v1.AttachRequest"):
+    id: str = string(1)
+    path: str = string(2)
+
+
 class TaskIO(Message, full_name="containerd.events.TaskIO"):
     stdin: str = string(1)
     stdout: str = string(2)

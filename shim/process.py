@@ -111,6 +111,17 @@ class Process(ABC):
         if self._streams is not None:
             self._streams.close_client()
 
+    def attach(self, path: str) -> None:
+        """Give the output to a client on the FIFO *path* too.
+
+        Raises:
+            FailedPrecondition: the process has ended, has not been made, or its output goes to no log.
+            InvalidArgument, NotFound: *path* is no FIFO that somebody has open for reading.
+        """
+        if self._sinks is None or self.has_ended:
+            raise FailedPrecondition(f"{self.what} has no process that runs")
+        self._sinks.attach(path)
+
     def _doing(self, action: str) -> "_Action":
         """One action at a time, and only where the status allows it.
 

@@ -16,6 +16,7 @@ from types import CodeType, FunctionType
 from typing import ClassVar
 
 # Loaded here to be shared, though only some shims have a use for it.
+import shim.attach
 import shim.crilog
 import shim.logger  # noqa: F401
 from runtimed.linux import process

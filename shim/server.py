@@ -142,7 +142,8 @@ class Shim:
         self._children = Children()
         self._publisher = Publisher(settings.ttrpc_address, settings.namespace)
         self._tasks = TaskService(settings.namespace, settings.runc_root, self._children, self._publisher, pid)
-        self._server = ttrpc.Server({"containerd.task.v3.Task": self._tasks, "containerd.task.v2.Task": self._tasks})
+        names = ("containerd.task.v3.Task", "containerd.task.v2.Task", "runtimed.shim.v1.Attach")
+        self._server = ttrpc.Server(dict.fromkeys(names, self._tasks))
         self._server.serve(sock)
         self._was_alone = self._is_alone
         self._look_again = monotonic() + _FORGOTTEN_S

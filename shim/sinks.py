@@ -6,6 +6,7 @@ shim writes (``shim.crilog``). Either is loaded when it is asked for, where the 
 
 from typing import NamedTuple, Protocol
 
+from runtimed.errors import FailedPrecondition
 from shim.exits import Children
 from shim.stdio import Output
 
@@ -28,6 +29,9 @@ class Sink(Protocol):
 
     async def open(self) -> None:
         """Begin. Raises InvalidArgument, FailedPrecondition, DeadlineExceeded, ..."""
+
+    def attach(self, path: str) -> None:
+        """Give the output to a client on the FIFO *path* too. Raises FailedPrecondition: this cannot."""
 
     def settle(self) -> None:
         """Take what is there now, without waiting: the process has ended."""
@@ -64,6 +68,18 @@ class Sinks:
     async def open(self) -> None:
         for sink in self._by_uri.values():
             await sink.open()
+
+    def attach(self, path: str) -> None:
+        """Give the output to a client on the FIFO *path* too.
+
+        Raises:
+            FailedPrecondition: it does not go to one log.
+            InvalidArgument, NotFound: *path* is no FIFO that somebody has open for reading.
+        """
+        if len(self._by_uri) != 1:
+            raise FailedPrecondition("a client can be attached only where all output goes to one log, cri://")
+        for sink in self._by_uri.values():
+            sink.attach(path)
 
     def settle(self) -> None:
         for sink in self._by_uri.values():

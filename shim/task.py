@@ -1,4 +1,4 @@
-"""The Task API: containerd.task.v3.Task, and v2, whose messages are the same."""
+"""The Task API: containerd.task.v3.Task, v2, whose messages are the same, and runtimed.shim.v1.Attach."""
 
 import json
 import os
@@ -52,6 +52,7 @@ class TaskService:
             "Checkpoint": pb.CheckpointTaskRequest,
             "Update": pb.UpdateTaskRequest,
             "Stats": pb.StatsRequest,
+            "Attach": pb.AttachRequest,
         }
     )
     READS = frozenset({"State", "Wait", "Pids", "Connect", "Shutdown", "Stats"})
@@ -237,6 +238,10 @@ class TaskService:
         process = self._process(request)
         if request.stdin:
             process.close_stdin()
+        return pb.Empty()
+
+    async def Attach(self, request: pb.AttachRequest) -> pb.Empty:
+        self._task(request.id).attach(request.path)
         return pb.Empty()
 
     async def Connect(self, request: pb.ConnectRequest) -> pb.ConnectResponse:

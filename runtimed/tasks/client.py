@@ -18,9 +18,10 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from runtimed.api import bootstrap_pb2, events_pb2, runc_options_pb2, runtime_options_pb2, types_pb2
+from runtimed.api import shim_attach_pb2 as attach_pb
 from runtimed.api import task_v3_pb2 as pb
 from runtimed.config import Runtime
-from runtimed.errors import Internal, InvalidArgument, Unavailable
+from runtimed.errors import Internal, InvalidArgument, Unavailable, Unimplemented
 from runtimed.metadata.containers import Opaque
 from runtimed.mounts import Mount
 from runtimed.rpc import ttrpc
@@ -29,6 +30,7 @@ T = TypeVar("T", bound=Message)
 
 RUNC_OPTIONS = runc_options_pb2.Options.DESCRIPTOR.full_name
 _UNIX = "unix://"
+_ATTACH = attach_pb.DESCRIPTOR.services_by_name["Attach"].full_name
 
 
 class Status(IntEnum):
@@ -179,6 +181,14 @@ class TaskClient:
         request = pb.ResizePtyRequest(id=self._id, exec_id=exec_id, width=width, height=height)
         await self._call("ResizePty", request, Empty)
 
+    async def attach(self, path: Path) -> None:
+        """Have the output come on the FIFO *path* too. Raises Unimplemented: the shim is another than runtimed's."""
+        request = attach_pb.AttachRequest(id=self._id, path=str(path))
+        try:
+            await self._call("Attach", request, Empty, service=_ATTACH)
+        except Unimplemented:
+            raise Unimplemented(f"task {self._id}: its shim attaches nobody; runtimed's own does") from None
+
     async def pause(self) -> None:
         await self._call("Pause", pb.PauseRequest(id=self._id), Empty)
 
@@ -206,10 +216,12 @@ class TaskClient:
         """Ask the shim to end; it does once it holds no container."""
         await self._call("Shutdown", pb.ShutdownRequest(id=self._id), Empty, timeout_s)
 
-    async def _call(self, method: str, request: Message, response: type[T], timeout_s: float | None = None) -> T:
+    async def _call(
+        self, method: str, request: Message, response: type[T], timeout_s: float | None = None, *, service: str = ""
+    ) -> T:
         if self._connection is None:
             raise Unavailable(f"task {self._id}: not connected to its shim")
-        return await self._connection.call(self._service, method, request, response, timeout_s=timeout_s)
+        return await self._connection.call(service or self._service, method, request, response, timeout_s=timeout_s)
 
 
 def runc_options(given: Opaque, runtime: Runtime, root: Path) -> Opaque:

@@ -232,6 +232,15 @@ class TaskManager:
     async def close_stdin(self, namespace: str, id: str, exec_id: str) -> None:
         await self._table.get(namespace, id).client.close_stdin(exec_id)
 
+    async def attach(self, namespace: str, id: str, path: Path) -> None:
+        """Have the output of a task's init come on the FIFO *path* too, in the pieces that shim/attach.py has.
+
+        Raises:
+            Unimplemented: its shim is another than runtimed's.
+            FailedPrecondition: the process has ended, or its output goes to no log.
+        """
+        await self._table.get(namespace, id).client.attach(path)
+
     async def resize_pty(self, namespace: str, id: str, exec_id: str, width: int, height: int) -> None:
         await self._table.get(namespace, id).client.resize_pty(exec_id, width, height)
 

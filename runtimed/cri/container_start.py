@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri import container_exit, ending
+from runtimed.cri.attach import make_input
 from runtimed.cri.core import Core, together
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.sandbox_status import publish
@@ -55,8 +56,10 @@ async def _run(core: Core, container: Container) -> None:
     log = container.log_path
     if log:
         await blocking(_make_directory, Path(log).parent)
-    output = f"cri://{quote(log)}?max_line={core.settings.max_log_line}" if log else ""
-    stdio = Stdio(stdout=output, stderr="" if container.config.tty else output, terminal=container.config.tty)
+    output = f"cri://{quote(log)}?max_line={core.settings.max_log_line}"  # without a file, clients may be attached
+    stdin = await blocking(make_input, core.container_directory(container.id)) if container.config.stdin else ""
+    tty = container.config.tty
+    stdio = Stdio(stdin=str(stdin), stdout=output, stderr="" if tty else output, terminal=tty)
     async with Rollback() as steps:
         steps.undo("remove the task", ending.end, core, container.id)
         new = NewTask(id=container.id, rootfs=mounts, stdio=stdio)

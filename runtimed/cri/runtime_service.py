@@ -134,6 +134,18 @@ class RuntimeService(RuntimeServiceServicer):
         )
         return pb.ExecResponse(url=self._streaming.url(ticket))
 
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
+        container = running(self._core, request.container_id)
+        ticket = Ticket(
+            kind="attach",
+            target=container.id,
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        return pb.AttachResponse(url=self._streaming.url(ticket))
+
     async def PortForward(self, request: pb.PortForwardRequest, context: Context) -> pb.PortForwardResponse:
         sandbox = self._core.state.ready_sandbox(request.pod_sandbox_id)
         ticket = Ticket(kind="portforward", target=sandbox.id, ports=tuple(request.port))

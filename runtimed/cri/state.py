@@ -63,6 +63,7 @@ class Container:
     state: "pb.ContainerState" = pb.CONTAINER_CREATED
     pid: int = 0
     is_oom: bool = False
+    is_input_taken: bool = False  # by the one client that ``stdin_once`` allows
     process: dict[str, Any] | None = None  # of its spec, once an exec has asked for it
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Event = field(default_factory=asyncio.Event)

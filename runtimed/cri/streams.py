@@ -1,4 +1,5 @@
-"""What streaming requests do: a command in a container with a client's streams, a connection to a pod's port.
+"""What streaming requests do: a command in a container with a client's streams, a connection to a pod's port; attach
+has a module of its own.
 
 The streams of an exec are FIFOs in ``<state>/cri/exec/<id>/``, as those of any client of the Task API.
 """
@@ -16,12 +17,14 @@ from pathlib import Path
 import msgspec
 
 from runtimed.api import cri_pb2 as pb
+from runtimed.cri import pipes
+from runtimed.cri.attach import attach
 from runtimed.cri.core import Core, all_of
 from runtimed.cri.exec_sync import process_of
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.state import Container
 from runtimed.cri.streaming.session import Input, Session, Write
-from runtimed.errors import FailedPrecondition, NotFound, RuntimedError, Unavailable, Unimplemented, os_errors
+from runtimed.errors import FailedPrecondition, NotFound, RuntimedError, Unavailable, os_errors
 from runtimed.linux import netns
 from runtimed.metadata.containers import Opaque
 from runtimed.oci.runtime_spec import PROCESS_TYPE_URL
@@ -47,8 +50,7 @@ class Streams:
             await asyncio.shield(self._core.spawn(execution.end()))
 
     async def attach(self, container: str, tty: bool, session: Session) -> None:
-        running(self._core, container)
-        raise Unimplemented("attach is not implemented; kubectl logs -f shows the output, kubectl exec runs a shell")
+        await attach(self._core, running(self._core, container), session)
 
     async def port_forward(self, sandbox: str, port: int, incoming: Input, outgoing: Write) -> None:
         pod = self._core.state.ready_sandbox(sandbox)
@@ -152,7 +154,7 @@ class _Execution:
         if self._session.stdin is None:
             return
         while data := await self._session.stdin.read():
-            await _write(self._fds["stdin"], data)
+            await pipes.write(self._fds["stdin"], data)
         os.close(self._fds.pop("stdin"))
         with suppress(RuntimedError):  # it has ended
             await self._core.tasks.close_stdin(NAMESPACE, self._container.id, self._id)
@@ -175,7 +177,7 @@ class _Reader:
     async def copy(self) -> None:
         """Copy until cancelled; what has been read and not yet been written is kept for :meth:`finish`."""
         while True:
-            await _ready(self._fd)
+            await pipes.ready(self._fd)
             self._rest = self._read()
             if not self._rest:
                 return
@@ -193,26 +195,6 @@ class _Reader:
             return os.read(self._fd, _CHUNK)
         except BlockingIOError:
             return b""
-
-
-async def _ready(fd: int, *, to_write: bool = False) -> None:
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-    add, remove = (loop.add_writer, loop.remove_writer) if to_write else (loop.add_reader, loop.remove_reader)
-    add(fd, event.set)
-    try:
-        await event.wait()
-    finally:
-        remove(fd)
-
-
-async def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            await _ready(fd, to_write=True)
 
 
 def _make_fifos(directory: Path, names: Sequence[str]) -> dict[str, int]:

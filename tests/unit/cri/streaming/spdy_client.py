@@ -16,7 +16,7 @@ class SpdyClient:
         self._reader, self.writer = reader, writer
         self._compressor = zlib.compressobj(zdict=DICTIONARY)
         self._decompressor = zlib.decompressobj(zdict=DICTIONARY)
-        self.data = defaultdict(bytes)
+        self.data = defaultdict(bytearray)
         self.ended = set()
         self.replied = set()
         self.resets = {}

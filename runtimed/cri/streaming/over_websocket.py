@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+from collections.abc import AsyncIterator
 
 from aiohttp import WSMsgType, web
 
@@ -24,7 +25,8 @@ _PIECE = 32 << 10  # bytes of a message
 
 async def remote(socket: web.WebSocketResponse, runtime: Runtime, ticket: Ticket) -> None:
     """Serve an exec or attach on *socket*."""
-    channels = _Channels(socket, socket.ws_protocol or "channel.k8s.io")
+    protocol = socket.ws_protocol or "channel.k8s.io"
+    channels = Channels(socket, protocol)
     stdin = Input(channels.look) if ticket.stdin else None
     session = Session(
         stdin,
@@ -32,29 +34,55 @@ async def remote(socket: web.WebSocketResponse, runtime: Runtime, ticket: Ticket
         channels.writer(_STDERR) if ticket.stderr and not ticket.tty else None,
     )
     gone = asyncio.Event()
-    reading = asyncio.create_task(channels.read(stdin, session, gone))
+    reading = asyncio.create_task(_read(channels, stdin, session, gone, can_close=protocol.startswith("v5.")))
     try:
         if ticket.stdout:
             await channels.send(_STDOUT, b"")  # tells the client that there is a connection
         status, words = await running.run(runtime, ticket, session, gone)
         if not gone.is_set():
-            await channels.send(_ERROR, status if channels.has_status else words.encode())
+            await channels.send(_ERROR, status if protocol.startswith(("v4.", "v5.")) else words.encode())
     finally:
         reading.cancel()
         await asyncio.wait([reading])
     await socket.close()
 
 
-class _Channels:
+async def _read(
+    channels: "Channels", stdin: Input | None, session: Session, gone: asyncio.Event, *, can_close: bool
+) -> None:
+    """Pass on what the client sends, until it is gone."""
+    try:
+        async for channel, data in channels:
+            if channel == _STDIN and stdin is not None:
+                await channels.fill(stdin, data)
+            elif channel == _RESIZE:
+                running.resize(data, session)
+            elif channel == _CLOSE and can_close and data[:1] == b"\0" and stdin is not None:
+                stdin.end()
+    finally:
+        if stdin is not None:
+            stdin.end()
+        gone.set()
+
+
+class Channels:
+    """A WebSocket whose messages begin with a channel's number: a byte, or in base64 protocols a character from "0"."""
+
     def __init__(self, socket: web.WebSocketResponse, protocol: str) -> None:
         self._socket = socket
         self._is_base64 = "base64" in protocol
-        self._can_close = protocol.startswith("v5.")
-        self.has_status = protocol.startswith(("v4.", "v5."))
         self._drained = asyncio.Event()
 
     def look(self) -> None:
+        """Called by an input that has changed."""
         self._drained.set()
+
+    async def fill(self, input: Input, data: bytes) -> None:
+        """Give *data* to an input, and wait until it has room for more."""
+        input.feed(data)
+        while input.is_full:
+            self._drained.clear()
+            await self._drained.wait()
 
     def writer(self, channel: int) -> Write:
         async def write(data: bytes) -> None:
@@ -70,44 +98,22 @@ class _Channels:
             return
         try:
             if self._is_base64:
-                await self._socket.send_str(f"{channel}{base64.b64encode(data).decode()}")
+                await self._socket.send_str(chr(ord("0") + channel) + base64.b64encode(data).decode())
             else:
                 await self._socket.send_bytes(bytes((channel,)) + data)
         except ConnectionError:
             pass  # reading finds out, too
 
-    async def read(self, stdin: Input | None, session: Session, gone: asyncio.Event) -> None:
-        """Pass on what the client sends, until it is gone."""
-        try:
-            while True:
-                message = await self._socket.receive()
-                if message.type not in {WSMsgType.BINARY, WSMsgType.TEXT}:
-                    return
-                channel, data = self._decoded(message.data)
-                if channel == _STDIN and stdin is not None:
-                    stdin.feed(data)
-                    while stdin.is_full:
-                        self._drained.clear()
-                        await self._drained.wait()
-                elif channel == _RESIZE:
-                    running.resize(data, session)
-                elif channel == _CLOSE and self._can_close and data[:1] == b"\0" and stdin is not None:
-                    stdin.end()
-        except ValueError:
-            pass
-        finally:
-            if stdin is not None:
-                stdin.end()
-            gone.set()
-
-    def _decoded(self, message: str | bytes) -> tuple[int, bytes]:
-        """Raises ValueError."""
-        raw = message.encode() if isinstance(message, str) else message
-        if not raw:
-            return -1, b""
-        if not self._is_base64:
-            return raw[0], raw[1:]
-        try:
-            return raw[0] - ord("0"), base64.b64decode(raw[1:], validate=True)
-        except binascii.Error as exc:
-            raise ValueError(str(exc)) from None
+    async def __aiter__(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Yield channel and content of each message, until the client is gone, or sends what is none."""
+        while (message := await self._socket.receive()).type in {WSMsgType.BINARY, WSMsgType.TEXT}:
+            raw = message.data.encode() if isinstance(message.data, str) else message.data
+            if not raw:
+                continue
+            if not self._is_base64:
+                yield raw[0], raw[1:]
+                continue
+            try:
+                yield raw[0] - ord("0"), base64.b64decode(raw[1:], validate=True)
+            except binascii.Error:
+                return

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from runtimed.cri.streaming import over_spdy, over_websocket
+from runtimed.cri.streaming import over_spdy, over_websocket, ports_over_websocket
 from runtimed.cri.streaming.connection import Connection
 from runtimed.cri.streaming.raw import Raw
 from runtimed.cri.streaming.session import Runtime
@@ -77,6 +77,8 @@ class StreamingServer:
             raise InvalidArgument("one of stdin, stdout and stderr must be asked for")
         if ticket.tty and ticket.stderr:
             raise InvalidArgument("a terminal has no stderr of its own: tty and stderr cannot both be asked for")
+        if wrong := [port for port in ticket.ports if not 0 < port < 1 << 16]:
+            raise InvalidArgument(f"{wrong[0]} is no number of a port")
         assert self._runner is not None
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         scheme = "https" if self._tls else "http"
@@ -141,15 +143,20 @@ class StreamingServer:
         return web.Response()  # to a connection that is closed: for aiohttp, which wants one
 
     async def _websocket(self, request: web.Request, ticket: Ticket) -> web.StreamResponse:
-        tunnel = ticket.kind == "portforward"
-        known = (over_websocket.TUNNEL,) if tunnel else over_websocket.PROTOCOLS
+        forwards = ticket.kind == "portforward"
+        known = over_websocket.PROTOCOLS
+        if forwards:  # the old protocols have no other way to say which ports
+            has_few = 0 < len(ticket.ports) <= ports_over_websocket.MOST
+            known = (over_websocket.TUNNEL, *(ports_over_websocket.PROTOCOLS if has_few else ()))
         socket = web.WebSocketResponse(protocols=known, max_msg_size=_MAX_MESSAGE, compress=False, heartbeat=60.0)
         offered = [one.strip() for one in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if one.strip()]
-        if not set(offered) & set(known) and (offered or tunnel):
+        if not set(offered) & set(known) and (offered or forwards):
             return web.Response(status=403, text=f"of these protocols one must be spoken: {', '.join(known)}")
         await socket.prepare(request)
-        if tunnel:
+        if socket.ws_protocol == over_websocket.TUNNEL:
             await self._tunnel(socket, ticket)
+        elif forwards:
+            await ports_over_websocket.forward(socket, self._runtime, ticket)
         else:
             await over_websocket.remote(socket, self._runtime, ticket)
         return socket

@@ -32,6 +32,12 @@ class Input:
         self._has_ended = True
         self._changed.set()
 
+    def close(self) -> None:
+        """Nobody reads any more: what has come, and comes yet, is dropped."""
+        self._data.clear()
+        self.end()
+        self._on_change()
+
     async def read(self, size: int = 64 << 10) -> bytes:
         """Return some bytes, b"" at the end. One reader at a time."""
         while not self._data and not self._has_ended:

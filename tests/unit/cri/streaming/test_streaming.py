@@ -28,6 +28,7 @@ class FakeRuntime:
     def __init__(self):
         self.sizes = []
         self.cancelled = asyncio.Event()
+        self.forwarded = asyncio.Event()  # a connection has ended
         self.written = 0
 
     async def exec(self, container, command, tty, session):
@@ -64,8 +65,11 @@ class FakeRuntime:
     async def port_forward(self, sandbox, port, incoming, outgoing):
         if port == 81:
             raise NotFound("port 81 of the pod")
-        while data := await incoming.read():
-            await outgoing(data.upper())
+        try:
+            while data := await incoming.read():
+                await outgoing(data.upper())
+        finally:
+            self.forwarded.set()
 
 
 @asynccontextmanager
@@ -331,6 +335,63 @@ async def test_attach_over_spdy():
         await client.until(lambda: ids["error"] in client.ended)
         assert client.data[ids["stdout"]] == b"attached"
         await client.close()
+
+
+@pytest.mark.parametrize("protocol", [V4, "v4.base64.channel.k8s.io"])
+async def test_ports_are_forwarded_in_the_channels_of_a_websocket(protocol):
+    is_text = "base64" in protocol
+
+    def encoded(channel, data):
+        return f"{channel}{base64.b64encode(data).decode()}" if is_text else bytes((channel,)) + data
+
+    def decoded(message):
+        return (int(message[0]), base64.b64decode(message[1:])) if is_text else (message[0], message[1:])
+
+    async with serving() as (server, runtime):
+        request = Ticket(kind="portforward", target="p", ports=(80, 81, 8080))
+        async with socket_to(server.url(request), protocol) as ws:
+            got = [b""] * 6
+            await ws.send(encoded(0, b"one"))
+            await ws.send(encoded(4, b"two"))
+            await ws.send(encoded(1, b"to a channel that takes nothing"))
+            await ws.send(encoded(9, b"to one that there is not"))
+            while (got[0][2:], got[4][2:], got[3][2:]) != (b"ONE", b"TWO", b"port 81 of the pod"):
+                channel, data = decoded(await ws.recv())
+                got[channel] += data
+            numbers = [int.from_bytes(data[:2], "little") for data in got]
+            assert numbers == [80, 80, 81, 81, 8080, 8080]
+            # A port that is no more: what is sent to it goes nowhere, and holds nothing up.
+            for _ in range(10):
+                await ws.send(encoded(2, bytes(100_000)))
+            await ws.send(encoded(0, b"three"))
+            while not got[0].endswith(b"THREE"):
+                channel, data = decoded(await ws.recv())
+                got[channel] += data
+        async with asyncio.timeout(10):
+            await runtime.forwarded.wait()
+
+
+async def test_a_websocket_whose_ports_have_all_ended_is_closed():
+    async with serving() as (server, _):
+        url = server.url(Ticket(kind="portforward", target="p", ports=(81,)))
+        async with asyncio.timeout(10), socket_to(url, V4) as ws:
+            assert [message async for message in ws] == [b"\0\x51\0", b"\1\x51\0", b"\1port 81 of the pod"]
+
+
+@pytest.mark.parametrize("ports", [(), tuple(range(1, 34))])
+async def test_without_ports_or_with_too_many_there_is_no_forwarding_in_channels(ports):
+    async with serving() as (server, _):
+        url = server.url(Ticket(kind="portforward", target="p", ports=ports))
+        with pytest.raises(websockets.InvalidStatus, match="403"):
+            async with socket_to(url, V4):
+                pass
+
+
+async def test_what_is_no_port_gets_no_url():
+    async with serving() as (server, _):
+        for port in (0, -1, 65536):
+            with pytest.raises(InvalidArgument, match=f"{port} is no number of a port"):
+                server.url(Ticket(kind="portforward", target="p", ports=(80, port)))
 
 
 async def test_ports_are_forwarded_in_a_tunnel():

@@ -174,6 +174,7 @@ def cri_daemon(settings: str = "", bin_dirs: Sequence[str] = ("/usr/lib/cni",)) 
     *settings* is appended to its configuration, at the end of the table ``[cri.cni]``.
     """
     with private_daemon(start=False) as daemon:
+        daemon.base.chmod(0o711)  # as /run and /var/lib are: root of a pod's user namespace has to get to its files
         programs = json.dumps([*bin_dirs])
         daemon.config.write_text(
             f'version = 1\n[cri.cni]\nconf_dir = "{daemon.base}/net.d"\nbin_dirs = {programs}\n{settings}'
@@ -187,6 +188,6 @@ def cri_daemon(settings: str = "", bin_dirs: Sequence[str] = ("/usr/lib/cni",)) 
                 cri.clear()
             finally:
                 cri.close()
-        left = [*daemon.state.glob("*/k8s.io/*"), *daemon.state.glob("netns/*"), *daemon.state.glob("cri/*/*")]
+        left = [*daemon.state.glob("*/k8s.io/*"), *daemon.state.glob("[nu]*ns/*"), *daemon.state.glob("cri/*/*")]
         assert not left, f"left behind: {left}"
         assert not cri.addresses()

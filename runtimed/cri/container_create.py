@@ -8,22 +8,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import records, signals
+from runtimed.api import runc_options_pb2
+from runtimed.cri import mapped_volumes, records, signals
 from runtimed.cri.container_images import mount_images, unmount_images
 from runtimed.cri.core import Core
 from runtimed.cri.images import Image
+from runtimed.cri.namespaces import id_ranges
 from runtimed.cri.records import ContainerRecord
 from runtimed.cri.request import ContainerSpecRequest
 from runtimed.cri.sandbox_status import publish
 from runtimed.cri.spec import container_spec
 from runtimed.cri.state import Container, Sandbox, container_name
 from runtimed.errors import FailedPrecondition, InvalidArgument
+from runtimed.linux import idmap
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Opaque
 from runtimed.mounts import Mount, mounted_temporarily
 from runtimed.oci.manifest import Execution
-from runtimed.oci.runtime_spec import TYPE_URL
+from runtimed.oci.runtime_spec import TYPE_URL, User
 from runtimed.rollback import Rollback
+from runtimed.tasks.client import RUNC_OPTIONS
 from runtimed.threads import blocking
 
 
@@ -53,7 +57,7 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
         core.state.containers.reserve(container.name, container.id)
         steps.undo("release the name", _release, core, container)
         steps.undo("remove the writable layer", core.remove_snapshot, sandbox.snapshotter, container.id, sandbox.id)
-        mounts = await core.prepare(sandbox.snapshotter, container.id, image.contents.chain_id, sandbox.id)
+        mounts = await core.prepare(sandbox, container.id, image.contents.chain_id)
         steps.undo("take its images off", unmount_images, core, container)
         images = await mount_images(core, container)
         steps.undo("delete its directory", blocking, shutil.rmtree, core.container_directory(container.id), True)
@@ -102,6 +106,7 @@ def _record(
             root=root,
             directory=core.container_directory(container.id),
             sandbox_directory=core.files(sandbox),
+            mapped_volumes=mapped_volumes.directory(core, container.id),
             target_pid=_target(core, config),
             image_mounts=images,
             rules=handler.rules,
@@ -112,6 +117,7 @@ def _record(
     return containers.Container(
         id=container.id,
         runtime=handler.settings.runtime,
+        runtime_options=_stream_owner(sandbox, user),
         spec=Opaque(TYPE_URL, spec.encode()),
         image=name,
         snapshotter=sandbox.snapshotter,
@@ -120,6 +126,19 @@ def _record(
         extensions=records.extensions(container.record),
         labels=records.marks(records.CONTAINER, config.labels),
     )
+
+
+def _stream_owner(sandbox: Sandbox, user: User) -> Opaque | None:
+    """Return the runtime's options of a container in a user namespace: it can open its streams if they are its own."""
+    uids, gids = id_ranges(sandbox.namespace_options)
+    if not uids:
+        return None
+    try:
+        options = runc_options_pb2.Options(io_uid=idmap.shown(user.uid, uids), io_gid=idmap.shown(user.gid, gids))
+    except ValueError:
+        message = f"user {user.uid} and group {user.gid} must be in the mappings of the pod's user namespace"
+        raise InvalidArgument(message) from None
+    return Opaque(RUNC_OPTIONS, options.SerializeToString())
 
 
 def _target(core: Core, config: pb.ContainerConfig) -> int | None:

@@ -9,6 +9,7 @@ from runtimed.cri import container_exit, ending
 from runtimed.cri.attach import make_input
 from runtimed.cri.core import Core, together
 from runtimed.cri.images import NAMESPACE
+from runtimed.cri.mapped_volumes import mapped_volumes
 from runtimed.cri.sandbox_status import publish
 from runtimed.cri.state import Container
 from runtimed.errors import FailedPrecondition, RuntimedError, os_errors
@@ -63,7 +64,8 @@ async def _run(core: Core, container: Container) -> None:
     async with Rollback() as steps:
         steps.undo("remove the task", ending.end, core, container.id)
         new = NewTask(id=container.id, rootfs=mounts, stdio=stdio)
-        container.pid = await core.tasks.create(NAMESPACE, new)
+        async with mapped_volumes(core, container):
+            container.pid = await core.tasks.create(NAMESPACE, new)
         container.record.started_at = time.time_ns()
         # Whatever happens from here on, it counts as one that has run.
         await together(core.save(container.id, container.record), core.tasks.start(NAMESPACE, container.id, ""))

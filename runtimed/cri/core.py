@@ -11,8 +11,9 @@ from runtimed.config import Cri
 from runtimed.cri import records
 from runtimed.cri.cni import Attachment
 from runtimed.cri.container_events import ContainerEvents
-from runtimed.cri.handlers import Handlers
+from runtimed.cri.handlers import Handler, Handlers
 from runtimed.cri.images import NAMESPACE, Auth, Image, Images
+from runtimed.cri.namespaces import snapshot_labels
 from runtimed.cri.network import Network
 from runtimed.cri.operations import Operations
 from runtimed.cri.records import ContainerRecord, SandboxRecord
@@ -75,10 +76,20 @@ class Core:
         parent = sandbox.config.linux.cgroup_parent
         return self.network.attachment(sandbox.id, sandbox.record.netns, sandbox.config, parent)
 
-    async def prepare(self, snapshotter: str, key: str, parent: str, lease: str) -> Sequence[Mount]:
-        """Begin the writable layer *key*, held by *lease*; return its mounts. Raises NotFound: no such parent."""
-        await self.repairer.ensure(NAMESPACE, self.snapshots(snapshotter), parent)
-        return await blocking(self.snapshots(snapshotter).prepare, NAMESPACE, key, parent, {}, lease)
+    async def prepare(self, sandbox: Sandbox, key: str, parent: str) -> Sequence[Mount]:
+        """Begin the writable layer *key*, held by the pod's lease; return its mounts, with the pod's owners.
+
+        Raises NotFound: no such parent.
+        """
+        snapshots = self.snapshots(sandbox.snapshotter)
+        await self.repairer.ensure(NAMESPACE, snapshots, parent)
+        labels = snapshot_labels(sandbox.namespace_options)
+        return await blocking(snapshots.prepare, NAMESPACE, key, parent, labels, sandbox.id)
+
+    def has_user_namespaces(self, handler: Handler) -> bool:
+        """Say whether pods of *handler* can have a user namespace: our shim mounts what the snapshotter maps."""
+        snapshots = self.snapshotters.get(handler.snapshotter)
+        return handler.maps_ids and snapshots is not None and "remap-ids" in snapshots.snapshotter.capabilities
 
     async def remove_snapshot(self, snapshotter: str, key: str, lease: str) -> None:
         """Remove a writable layer; fine if it is gone."""

@@ -25,12 +25,18 @@ class Handler:
             container_annotations=self.settings.container_annotations,
             systemd_cgroup=self.runtime.systemd_cgroup,
             recursive_read_only=self.is_runc,
+            idmapped_mounts=self.maps_ids,
         )
 
     @property
     def is_runc(self) -> bool:
         """Say whether containers share this machine's kernel: a shim that drives runc, crun or youki."""
         return self.runtime.shim == BUILTIN or "runc" in self.runtime.shim.rpartition("/")[2]
+
+    @property
+    def maps_ids(self) -> bool:
+        """Say whether its shim, which is ours then, mounts root file systems with other owners."""
+        return self.runtime.shim == BUILTIN
 
 
 class Handlers:

@@ -13,7 +13,7 @@ from runtimed.cri.namespaces import NODE, user_mappings
 from runtimed.cri.request import ContainerSpecRequest, SandboxSpecRequest
 from runtimed.errors import InvalidArgument, NotFound, os_errors
 from runtimed.linux.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
-from runtimed.oci.runtime_spec import IdMapping, Mount, default_mounts
+from runtimed.oci.runtime_spec import Mount, default_mounts
 
 PRIVATE, SLAVE, SHARED = (
     pb.MountPropagation.PROPAGATION_PRIVATE,
@@ -40,7 +40,7 @@ def of_container(request: ContainerSpecRequest, mount_label: str = "") -> tuple[
     Raises:
         InvalidArgument: a path, propagation or option that cannot be; an image mount whose sub-path is not there.
     """
-    given = [_given(request, mount, mount_label) for mount in request.config.mounts]
+    given = [_given(request, mount, number, mount_label) for number, mount in enumerate(request.config.mounts)]
     taken = {mount.destination for mount in given}
     given += [mount for mount in _pod_mounts(request) if mount.destination not in taken]
     taken = {mount.destination for mount in given}
@@ -99,7 +99,7 @@ def _pod_mounts(request: ContainerSpecRequest) -> list[Mount]:
     return found
 
 
-def _given(request: ContainerSpecRequest, mount: pb.Mount, mount_label: str) -> Mount:
+def _given(request: ContainerSpecRequest, mount: pb.Mount, number: int, mount_label: str) -> Mount:
     where = destination(mount.container_path)
     if mount.recursive_read_only:
         if not mount.readonly:
@@ -110,14 +110,16 @@ def _given(request: ContainerSpecRequest, mount: pb.Mount, mount_label: str) -> 
             raise InvalidArgument(f"mount {where}: the runtime handler knows no recursive read-only mounts")
     if mount.image.image or mount.image_sub_path:
         return _image_mount(request, mount, where)
-    uids, gids = _mappings(request, mount, where)
+    is_mapped = _is_mapped(request, mount, where)
     source = host_path(mount.host_path)
     _check_propagation(mount, source, where)
     if mount.selinux_relabel and mount_label:
         selinux.relabel(Path(source), mount_label)
     access = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
     options = ("rbind", _PROPAGATION[mount.propagation], access)
-    return Mount(destination=where, type="bind", source=source, options=options, uid_mappings=uids, gid_mappings=gids)
+    if is_mapped:
+        source = str(request.mapped_volumes / str(number))
+    return Mount(destination=where, type="bind", source=source, options=options)
 
 
 def _image_mount(request: ContainerSpecRequest, mount: pb.Mount, where: str) -> Mount:
@@ -177,18 +179,13 @@ def host_path(path: str) -> str:
         return str(found.resolve(strict=True))
 
 
-def _mappings(
-    request: ContainerSpecRequest, mount: pb.Mount, where: str
-) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
-    found = tuple(
-        tuple(IdMapping(container_id=one.container_id, host_id=one.host_id, size=one.length) for one in mappings)
-        for mappings in (mount.uidMappings, mount.gidMappings)
-    )
-    if bool(found[0]) != bool(found[1]):
+def _is_mapped(request: ContainerSpecRequest, mount: pb.Mount, where: str) -> bool:
+    """Say whether the volume's owners are to be shown as others. Raises InvalidArgument."""
+    if bool(mount.uidMappings) != bool(mount.gidMappings):
         raise InvalidArgument(f"mount {where}: uid and gid mappings go together")
-    if found[0] and not request.rules.idmapped_mounts:
-        raise InvalidArgument(f"mount {where}: the runtime handler knows no ID-mapped mounts (runc has them since 1.2)")
-    return found[0], found[1]
+    if mount.uidMappings and not request.rules.idmapped_mounts:
+        raise InvalidArgument(f"mount {where}: the runtime handler's shim knows no ID-mapped mounts")
+    return bool(mount.uidMappings)
 
 
 def _check_propagation(mount: pb.Mount, source: str, where: str) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri.request import ContainerSpecRequest, SandboxSpecRequest
 from runtimed.errors import InvalidArgument
+from runtimed.labels import SNAPSHOT_GID_MAPPING, SNAPSHOT_UID_MAPPING
+from runtimed.linux import idmap
+from runtimed.linux.idmap import Range
 from runtimed.oci.runtime_spec import IdMapping, Namespace
 
 POD, CONTAINER, NODE, TARGET = (
@@ -23,7 +26,10 @@ def check_sandbox(options: pb.NamespaceOption) -> None:
             raise InvalidArgument(f"a pod's {name} namespace mode must be POD or NODE")
     if options.pid == TARGET:
         raise InvalidArgument("a pod's pid namespace mode cannot be TARGET")
-    user_mappings(options)
+    if user_mappings(options)[0]:
+        for name in ("pid", "ipc"):  # whose file systems, proc and mqueue, its root could not mount
+            if getattr(options, name) == NODE:
+                raise InvalidArgument(f"a pod with a user namespace cannot use the host's {name} namespace")
 
 
 def of_sandbox(request: SandboxSpecRequest) -> tuple[Namespace, ...]:
@@ -38,7 +44,7 @@ def of_sandbox(request: SandboxSpecRequest) -> tuple[Namespace, ...]:
     if options.pid != NODE:
         namespaces.append(Namespace(type="pid"))
     if user_mappings(options)[0]:
-        namespaces.append(Namespace(type="user"))
+        namespaces.append(Namespace(type="user", path=request.userns))
     return (*namespaces, *_cgroup(request.config.linux.security_context.privileged))
 
 
@@ -46,11 +52,13 @@ def of_container(request: ContainerSpecRequest) -> tuple[Namespace, ...]:
     """Return a container's namespaces: pause's, but for its own mount and, in mode CONTAINER, pid namespace.
 
     Raises:
-        InvalidArgument: another mode than the pod's, or TARGET without a target.
+        InvalidArgument: another mode or other ID mappings than the pod's, or TARGET without a target.
     """
     context = request.config.linux.security_context
     options = context.namespace_options
     of_pod = request.sandbox_config.linux.security_context.namespace_options
+    if options.HasField("userns_options") and user_mappings(options) != user_mappings(of_pod):
+        raise InvalidArgument("the container's user namespace is not the pod's: userns_options must be the same")
     pause = f"/proc/{request.sandbox_pid}/ns"
     namespaces = [Namespace(type="mount")]
     if of_pod.network != NODE:
@@ -96,6 +104,24 @@ def user_mappings(options: pb.NamespaceOption) -> tuple[tuple[IdMapping, ...], t
     if uids != gids:
         raise InvalidArgument("a pod's user namespace must map uids and gids alike")
     return (uids,), (gids,)
+
+
+def id_ranges(options: pb.NamespaceOption) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    """Return :func:`user_mappings` as what a user namespace is made with."""
+    uids, gids = ([Range(one.container_id, one.host_id, one.size) for one in ids] for ids in user_mappings(options))
+    return tuple(uids), tuple(gids)
+
+
+def root_of(options: pb.NamespaceOption) -> int:
+    """Return who root in a pod is outside, user and group."""
+    uids, _ = user_mappings(options)
+    return uids[0].host_id if uids else 0
+
+
+def snapshot_labels(options: pb.NamespaceOption) -> dict[str, str]:
+    """Return the labels by which a snapshot shows its owners as those of a pod."""
+    uids, gids = id_ranges(options)
+    return {SNAPSHOT_UID_MAPPING: idmap.text(uids), SNAPSHOT_GID_MAPPING: idmap.text(gids)} if uids else {}
 
 
 def _mapping(mappings: Sequence[pb.IDMapping], what: str) -> IdMapping:

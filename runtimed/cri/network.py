@@ -1,6 +1,7 @@
 """The network of pods: a namespace pinned by a bind mount, and what CNI plugins put into it.
 
 <state>/netns/<sandbox id>      a file that a network namespace is mounted on
+<state>/userns/<sandbox id>     likewise the user namespace that it belongs to, of a pod that has one
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from runtimed.cri import cni
 from runtimed.cri.cni import Attachment, Json, NetworkList, Plugins
 from runtimed.directories import make_private
 from runtimed.errors import DeadlineExceeded, InvalidArgument, NotFound, RuntimedError, os_errors
-from runtimed.linux import netns
+from runtimed.linux import idmap, netns
+from runtimed.linux.idmap import Range
 from runtimed.mounts import unmount_all
 from runtimed.threads import blocking
 
@@ -43,6 +45,7 @@ class Network:
         self._plugins = Plugins(settings.bin_dirs, settings.plugin_limit_s)
         self._probes = Plugins(settings.bin_dirs, _STATUS_LIMIT_S)
         self._namespaces = state / "netns"
+        self._user_namespaces = state / "userns"
         self._pod_cidrs: tuple[str, ...] = ()
 
     # What there is
@@ -81,33 +84,32 @@ class Network:
         """Return where the network namespace of a sandbox is pinned."""
         return str(self._namespaces / id)
 
-    async def create_netns(self, id: str) -> None:
-        """Make a network namespace for a sandbox, pinned at :meth:`path`."""
-        await blocking(self._create_netns, id)
+    def userns_path(self, id: str) -> str:
+        """Return where the user namespace of a sandbox is pinned, if it has one of its own."""
+        return str(self._user_namespaces / id)
+
+    async def create_netns(self, id: str, userns: str = "") -> None:
+        """Make a network namespace for a sandbox, pinned at :meth:`path`; it belongs to the one pinned at *userns*."""
+        await blocking(_pin_new, Path(self.path(id)), lambda path: netns.pin_new(path, userns))
+
+    async def create_userns(self, id: str, uids: Sequence[Range], gids: Sequence[Range]) -> None:
+        """Make a user namespace for a sandbox, pinned at :meth:`userns_path`."""
+        await blocking(_pin_new, Path(self.userns_path(id)), lambda path: idmap.pin_new(path, uids, gids))
 
     async def delete_netns(self, path: str) -> None:
-        """Let go of a namespace; it ends with the last process in it. Fine if it is not there."""
+        """Let go of a namespace of either kind; it ends with the last process in it. Fine if it is not there."""
         await blocking(self._delete_netns, path)
 
     def namespaces(self) -> Sequence[str]:
         """Return the paths of what is pinned. Blocks."""
-        with suppress(FileNotFoundError):
-            return [str(path) for path in self._namespaces.iterdir()]
-        return []
-
-    def _create_netns(self, id: str) -> None:
-        make_private(self._namespaces, 0o711)
-        path = self._namespaces / id
-        with os_errors(f"network namespace {path}"):
-            path.touch(mode=0o444, exist_ok=False)
-            try:
-                netns.pin_new(str(path))
-            except BaseException:
-                path.unlink()
-                raise
+        found: list[str] = []
+        for directory in (self._namespaces, self._user_namespaces):
+            with suppress(FileNotFoundError):
+                found += map(str, directory.iterdir())
+        return found
 
     def _delete_netns(self, path: str) -> None:
-        with os_errors(f"network namespace {path}"), suppress(FileNotFoundError):
+        with os_errors(f"namespace {path}"), suppress(FileNotFoundError):
             unmount_all(Path(path))
             os.unlink(path)  # noqa: PTH108
 
@@ -181,6 +183,17 @@ class Network:
         if cgroup_parent:
             found["cgroupPath"] = cgroup_parent
         return found
+
+
+def _pin_new(path: Path, pin: Callable[[str], None]) -> None:
+    make_private(path.parent, 0o711)
+    with os_errors(f"namespace {path}"):
+        path.touch(mode=0o444, exist_ok=False)
+        try:
+            pin(str(path))
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def _port(mapping: pb.PortMapping) -> Json:

@@ -33,12 +33,17 @@ class SandboxRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     image: str = ""  # ID
     created_at: int = 0
     netns: str = ""
+    userns: str = ""
     network: dict[str, Any] | None = None  # what it is, or may be, attached to
     result: dict[str, Any] | None = None  # of ADD
     ips: list[str] = []
     is_made: bool = False  # it was all there, and only its first process had to be started
     is_stopped: bool = False
     is_named: bool = True  # False: what is left of one that could not be made
+
+    def pinned(self) -> list[str]:
+        """Return the paths of the namespaces that are the pod's own and pinned."""
+        return [path for path in (self.netns, self.userns) if path]
 
 
 class ContainerRecord(msgspec.Struct, kw_only=True, omit_defaults=True):

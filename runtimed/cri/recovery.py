@@ -9,7 +9,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import container_exit, ending, records, sandbox_files
+from runtimed.cri import container_exit, ending, mapped_volumes, records, sandbox_files
 from runtimed.cri.core import Core
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.records import ContainerRecord, SandboxRecord
@@ -27,6 +27,8 @@ _AT_ONCE = 32  # tasks that are asked at a time; each answers within a limit of 
 async def recover(core: Core) -> None:
     """Rebuild what is kept in memory; before anything is served."""
     await blocking(shutil.rmtree, core.directory / "exec", ignore_errors=True)
+    for directory in await blocking(_directories, core.directory / "mapped"):
+        await blocking(mapped_volumes.remove, directory)
     found = await core.db.read(records.every)
     for container in found:
         try:

@@ -18,7 +18,7 @@ class HandlerRules:
     systemd_cgroup: bool = False
     host_devices: bool = True  # a privileged container sees all devices of the host
     recursive_read_only: bool = True  # it knows the mount option ``rro``
-    idmapped_mounts: bool = False  # it knows uidMappings of a mount
+    idmapped_mounts: bool = False  # owners of volumes can be shown as others
     rlimits: tuple[Rlimit, ...] = ()  # none: what the daemon has
     block_io_classes: Mapping[str, BlockIo] = field(default_factory=dict)
     cdi_directories: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # a later one wins
@@ -34,6 +34,7 @@ class SandboxSpecRequest:
     config: pb.PodSandboxConfig
     image: Execution  # of the pause image
     netns: str = ""  # a path; "" with the host's network
+    userns: str = ""  # a path; "" with the host's IDs
     directory: Path  # with the files that the containers share, and ``shm``
     rules: HandlerRules = HandlerRules()
 
@@ -54,5 +55,6 @@ class ContainerSpecRequest:
     directory: Path  # of the container: the image's volumes are made below it
     sandbox_directory: Path  # hostname, hosts, resolv.conf, shm
     target_pid: int | None = None  # whose pid namespace it joins in mode TARGET
+    mapped_volumes: Path  # where those with ID mappings will be mounted when it starts, by their number
     image_mounts: Mapping[str, Path] = field(default_factory=dict)  # container path -> where that image is mounted
     rules: HandlerRules = HandlerRules()

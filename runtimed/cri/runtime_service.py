@@ -40,7 +40,7 @@ class RuntimeService(RuntimeServiceServicer):
         return status.version()
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
-        return await status.status(self._core.handlers, self._core.network, verbose=request.verbose)
+        return await status.status(self._core, verbose=request.verbose)
 
     async def RuntimeConfig(self, request: pb.RuntimeConfigRequest, context: Context) -> pb.RuntimeConfigResponse:
         return status.runtime_config(self._core.handlers)

@@ -2,16 +2,13 @@
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri import namespaces, sandbox_files
-from runtimed.errors import InvalidArgument, Unimplemented
+from runtimed.errors import InvalidArgument
 
 
 def check(config: pb.PodSandboxConfig) -> None:
-    """Refuse a configuration that cannot be, before anything is made of it. Raises InvalidArgument, Unimplemented."""
+    """Refuse a configuration that cannot be, before anything is made of it. Raises InvalidArgument."""
     metadata = config.metadata
     if not metadata.name or not metadata.namespace:
         raise InvalidArgument("pod: its metadata must have a name and a namespace")
     sandbox_files.check(config)
-    options = config.linux.security_context.namespace_options
-    namespaces.check_sandbox(options)
-    if namespaces.user_mappings(options)[0]:
-        raise Unimplemented("pod: user namespaces are not implemented yet")
+    namespaces.check_sandbox(config.linux.security_context.namespace_options)

@@ -50,9 +50,9 @@ def create(directory: Path, config: pb.PodSandboxConfig, *, host_network: bool, 
     with os_errors(f"sandbox directory {directory}"):
         directory.mkdir(mode=0o711, parents=True)
         hostname = config.hostname or os.uname().nodename
-        _write(directory / "hostname", f"{hostname}\n")
-        _write(directory / "hosts", _text("/etc/hosts") if host_network else _HOSTS)
-        _write(directory / "resolv.conf", _resolv_conf(config.dns_config) or _text("/etc/resolv.conf"))
+        _write(directory / "hostname", f"{hostname}\n", owner)
+        _write(directory / "hosts", _text("/etc/hosts") if host_network else _HOSTS, owner)
+        _write(directory / "resolv.conf", _resolv_conf(config.dns_config) or _text("/etc/resolv.conf"), owner)
         if not host_ipc:
             shm = directory / "shm"
             shm.mkdir(mode=0o700)
@@ -96,6 +96,7 @@ def _text(path: str) -> str:
         return ""
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, owner: int) -> None:
     path.write_text(text)
     path.chmod(0o644)
+    os.chown(path, owner, owner)

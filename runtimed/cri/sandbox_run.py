@@ -10,6 +10,7 @@ from runtimed.cri.cni import NetworkList, addresses
 from runtimed.cri.core import Core, together
 from runtimed.cri.handlers import Handler
 from runtimed.cri.images import NAMESPACE, Image
+from runtimed.cri.namespaces import id_ranges, root_of, user_mappings
 from runtimed.cri.records import SandboxRecord
 from runtimed.cri.request import SandboxSpecRequest
 from runtimed.cri.sandbox_check import check
@@ -17,7 +18,7 @@ from runtimed.cri.sandbox_status import publish
 from runtimed.cri.sandbox_stop import detach
 from runtimed.cri.spec import sandbox_spec
 from runtimed.cri.state import Sandbox, sandbox_name
-from runtimed.errors import NotFound
+from runtimed.errors import FailedPrecondition, NotFound
 from runtimed.metadata.containers import Container, Opaque
 from runtimed.oci.manifest import Execution
 from runtimed.oci.runtime_spec import TYPE_URL
@@ -44,6 +45,11 @@ async def run_pod_sandbox(core: Core, config: pb.PodSandboxConfig, handler_name:
     if existing and existing.is_ready and (existing.config, existing.record.handler) == (config, handler_name):
         return existing.id
     sandbox = _new(core, config, handler, handler_name)
+    if sandbox.record.userns and not core.has_user_namespaces(handler):
+        raise FailedPrecondition(
+            f"runtime handler {handler.name!r} has no user namespaces: they take the built-in shim, and a snapshotter"
+            f" with ID-mapped layers, which {handler.snapshotter!r} is not here"
+        )
     core.attachment(sandbox)  # refuses what the plugins could not be told
     return await core.operations.run(("RunPodSandbox", name), lambda: _run(core, sandbox, handler), request)
 
@@ -61,10 +67,12 @@ async def _run(core: Core, sandbox: Sandbox, handler: Handler) -> str:
 
         steps.undo("delete the record, unless the network has to be left first", _forget, core, sandbox)
         steps.undo("delete the files", blocking, sandbox_files.delete, core.files(sandbox))
-        if record.netns:
-            steps.undo("delete the network namespace", core.network.delete_netns, record.netns)
+        for path in record.pinned():
+            steps.undo(f"delete the namespace {path}", core.network.delete_netns, path)
         await together(
-            core.db.write(records.create_sandbox, container), _make_files(core, sandbox), _make_netns(core, sandbox)
+            core.db.write(records.create_sandbox, container),
+            _make_files(core, sandbox),
+            _make_namespaces(core, sandbox),
         )
         steps.undo("leave the network", detach, core, sandbox)
         steps.undo("remove the snapshot", core.remove_snapshot, sandbox.snapshotter, sandbox.id, sandbox.id)
@@ -84,7 +92,8 @@ async def _run(core: Core, sandbox: Sandbox, handler: Handler) -> str:
 
 def _new(core: Core, config: pb.PodSandboxConfig, handler: Handler, handler_name: str) -> Sandbox:
     id = secrets.token_hex(32)
-    is_on_host = config.linux.security_context.namespace_options.network == pb.NODE
+    options = config.linux.security_context.namespace_options
+    is_on_host = options.network == pb.NODE
     return Sandbox(
         id=id,
         config=config,
@@ -93,6 +102,7 @@ def _new(core: Core, config: pb.PodSandboxConfig, handler: Handler, handler_name
             handler=handler_name,
             created_at=time.time_ns(),
             netns="" if is_on_host else core.network.path(id),
+            userns=core.network.userns_path(id) if user_mappings(options)[0] else "",
         ),
         handler=handler.name,
         snapshotter=handler.snapshotter,
@@ -106,6 +116,7 @@ def _container(core: Core, sandbox: Sandbox, handler: Handler, image: Image) -> 
         config=sandbox.config,
         image=image.contents.config.config or Execution(),
         netns=sandbox.record.netns,
+        userns=sandbox.record.userns,
         directory=core.files(sandbox),
         rules=handler.rules,
     )
@@ -123,20 +134,23 @@ def _container(core: Core, sandbox: Sandbox, handler: Handler, image: Image) -> 
 
 
 async def _make_files(core: Core, sandbox: Sandbox) -> None:
-    options = sandbox.config.linux.security_context.namespace_options
+    options = sandbox.namespace_options
     await blocking(
         sandbox_files.create,
         core.files(sandbox),
         sandbox.config,
         host_network=options.network == pb.NODE,
         host_ipc=options.ipc == pb.NODE,
-        owner=0,
+        owner=root_of(options),
     )
 
 
-async def _make_netns(core: Core, sandbox: Sandbox) -> None:
-    if sandbox.record.netns:
-        await core.network.create_netns(sandbox.id)
+async def _make_namespaces(core: Core, sandbox: Sandbox) -> None:
+    record = sandbox.record
+    if record.userns:
+        await core.network.create_userns(sandbox.id, *id_ranges(sandbox.namespace_options))
+    if record.netns:
+        await core.network.create_netns(sandbox.id, record.userns)
 
 
 async def _attach(core: Core, sandbox: Sandbox) -> None:
@@ -151,10 +165,10 @@ async def _attach(core: Core, sandbox: Sandbox) -> None:
 
 async def _create_pause(core: Core, sandbox: Sandbox, image: Image) -> None:
     try:
-        mounts = await core.prepare(sandbox.snapshotter, sandbox.id, image.contents.chain_id, sandbox.id)
+        mounts = await core.prepare(sandbox, sandbox.id, image.contents.chain_id)
     except NotFound:  # somebody has removed the image
         image = await core.pause_image(anew=True)
-        mounts = await core.prepare(sandbox.snapshotter, sandbox.id, image.contents.chain_id, sandbox.id)
+        mounts = await core.prepare(sandbox, sandbox.id, image.contents.chain_id)
     sandbox.pid = await core.tasks.create(NAMESPACE, NewTask(id=sandbox.id, rootfs=mounts))
 
 

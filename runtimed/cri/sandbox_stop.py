@@ -40,8 +40,8 @@ async def _stop(core: Core, sandbox: Sandbox) -> None:
             return
         await all_of(*(stop_at_once(core, container) for container in sandbox.containers.values()))
         await all_of(_end_pause(core, sandbox), detach(core, sandbox))
-        if sandbox.record.netns:
-            await core.network.delete_netns(sandbox.record.netns)
+        for path in sandbox.record.pinned():
+            await core.network.delete_netns(path)
         await blocking(sandbox_files.unmount, core.files(sandbox))
         sandbox.record.is_stopped = True
         await core.save(sandbox.id, sandbox.record)

@@ -32,6 +32,10 @@ class Sandbox:
         return sandbox_name(self.config.metadata)
 
     @property
+    def namespace_options(self) -> pb.NamespaceOption:
+        return self.config.linux.security_context.namespace_options
+
+    @property
     def state(self) -> "pb.PodSandboxState":
         return pb.SANDBOX_READY if self.is_ready else pb.SANDBOX_NOTREADY
 

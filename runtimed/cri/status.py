@@ -5,6 +5,7 @@ from importlib.metadata import version as installed
 import msgspec
 
 from runtimed.api import cri_pb2 as pb
+from runtimed.cri.core import Core
 from runtimed.cri.handlers import Handler, Handlers
 from runtimed.cri.network import Network
 from runtimed.errors import RuntimedError
@@ -23,8 +24,9 @@ def version() -> pb.VersionResponse:
     )
 
 
-async def status(handlers: Handlers, network: Network, *, verbose: bool) -> pb.StatusResponse:
+async def status(core: Core, *, verbose: bool) -> pb.StatusResponse:
     """Return the conditions and what the runtime can do; the answer does not wait for anything slow."""
+    handlers, network = core.handlers, core.network
     problem = await network.problem()
     ready = pb.RuntimeCondition(type="RuntimeReady", status=True)
     has_network = pb.RuntimeCondition(type="NetworkReady", status=not problem)
@@ -34,10 +36,13 @@ async def status(handlers: Handlers, network: Network, *, verbose: bool) -> pb.S
         status=pb.RuntimeStatus(conditions=[ready, has_network]),
         info=await _info(handlers, network) if verbose else None,
         runtime_handlers=[
-            _handler("", handlers.default),
-            *(_handler(handler.name, handler) for handler in handlers),
+            _handler(core, "", handlers.default),
+            *(_handler(core, handler.name, handler) for handler in handlers),
         ],
-        features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        features=pb.RuntimeFeatures(
+            supplemental_groups_policy=True,
+            user_namespaces_host_network=any(core.has_user_namespaces(handler) for handler in handlers),
+        ),
     )
 
 
@@ -47,9 +52,11 @@ def runtime_config(handlers: Handlers) -> pb.RuntimeConfigResponse:
     return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
 
-def _handler(name: str, handler: Handler) -> pb.RuntimeHandler:
-    # A kubelet refuses pods that need what is not told here before it asks for them. User namespaces are not offered.
-    features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=handler.is_runc)
+def _handler(core: Core, name: str, handler: Handler) -> pb.RuntimeHandler:
+    # A kubelet refuses pods that need what is not told here before it asks for them.
+    features = pb.RuntimeHandlerFeatures(
+        recursive_read_only_mounts=handler.is_runc, user_namespaces=core.has_user_namespaces(handler)
+    )
     return pb.RuntimeHandler(name=name, features=features)
 
 

@@ -11,7 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from runtimed.linux.mount import AT_EMPTY_PATH, AT_FDCWD, MOUNT_ATTR_IDMAP, OPEN_TREE_CLONE, mount_setattr, open_tree
+from runtimed.linux.mount import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    MOUNT_ATTR_IDMAP,
+    MS_BIND,
+    OPEN_TREE_CLONE,
+    mount,
+    mount_setattr,
+    open_tree,
+)
 
 _RANGE = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})", re.ASCII)
 
@@ -35,6 +44,11 @@ def parse(text: str) -> tuple[Range, ...]:
     return tuple(ranges)
 
 
+def text(ranges: Sequence[Range]) -> str:
+    """Return what :func:`parse` takes."""
+    return ",".join(f"{one.inside}:{one.outside}:{one.length}" for one in ranges)
+
+
 def shown(id: int, ranges: Sequence[Range]) -> int:
     """Return what *id* shows as. Raises ValueError: as nobody."""
     for one in ranges:
@@ -47,28 +61,46 @@ def shown(id: int, ranges: Sequence[Range]) -> int:
 def user_namespace(uids: Sequence[Range], gids: Sequence[Range]) -> Iterator[int]:
     """Hold the fd of a user namespace with these maps. Raises OSError: EINVAL for maps that overlap, EPERM, ENOSPC."""
     with ExitStack() as held:
+        with process_in("unshare", "--user") as pid:
+            _write(f"/proc/{pid}/uid_map", uids)
+            _write(f"/proc/{pid}/gid_map", gids)
+            fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            held.callback(os.close, fd)
+        yield fd
+
+
+def pin_new(mountpoint: str, uids: Sequence[Range], gids: Sequence[Range]) -> None:
+    """Make a user namespace and pin it by a bind mount on the file *mountpoint*. Raises as :func:`user_namespace`."""
+    with user_namespace(uids, gids) as fd:
+        mount(f"/proc/self/fd/{fd}", mountpoint, "", MS_BIND)
+
+
+@contextmanager
+def process_in(*command: str) -> Iterator[int]:
+    """Hold a process that *command*, one such as ``unshare --user``, has put where it is to be; yields its pid.
+
+    It is a program: a process with threads must not be forked, nor can it enter a user namespace itself.
+
+    Raises OSError: EPERM if the command ends without getting there.
+    """
+    with ExitStack() as held:
         from_us, to_it = os.pipe()
         from_it, to_us = os.pipe()
         for fd in (from_us, from_it, to_us):
             held.callback(os.close, fd)
         with ExitStack() as alive:
             alive.callback(os.close, to_it)
-            # By a program: a process with threads must not be forked, nor can it leave its user namespace.
             pid = os.posix_spawnp(
-                "unshare",
-                ["unshare", "--user", "cat"],
+                command[0],
+                [*command, "cat"],
                 {"PATH": os.environ.get("PATH", os.defpath)},
                 file_actions=[(os.POSIX_SPAWN_DUP2, from_us, 0), (os.POSIX_SPAWN_DUP2, to_us, 1)],
             )
             held.callback(os.waitpid, pid, 0)
             os.write(to_it, b".")  # what comes back says that it has got there
             if _answer(from_it, pid) != b".":
-                raise OSError(errno.EPERM, "a user namespace cannot be made")
-            _write(f"/proc/{pid}/uid_map", uids)
-            _write(f"/proc/{pid}/gid_map", gids)
-            fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            held.callback(os.close, fd)
-        yield fd
+                raise OSError(errno.EPERM, f"{' '.join(command)} does not work")
+            yield pid
 
 
 def idmapped(path: str, namespace: int) -> int:

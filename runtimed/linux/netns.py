@@ -3,23 +3,35 @@
 import os
 import socket
 import threading
+from collections.abc import Callable
 
+from runtimed.linux.idmap import process_in
 from runtimed.linux.mount import MS_BIND, mount
 from runtimed.linux.namespaces import setns, unshare
 
 CLONE_NEWNET = 0x40000000
 
 
-def pin_new(mountpoint: str) -> None:
+def pin_new(mountpoint: str, user_namespace: str = "") -> None:
     """Make a network namespace with its loopback interface up, and pin it by a bind mount on the file *mountpoint*.
 
-    Blocks for some milliseconds: it takes a thread of its own, which is in the namespace until it ends.
+    It belongs to the user namespace that is pinned at *user_namespace*, "" for ours: whose root may configure it, and
+    mount a sysfs of it. Blocks for some milliseconds: it takes a thread of its own, which is in the namespace until it
+    ends, and for another user namespace two programs.
     """
+    if not user_namespace:
+        _pin(mountpoint, lambda: unshare(CLONE_NEWNET))
+        return
+    with process_in("nsenter", f"--user={user_namespace}", "unshare", "--net") as pid:
+        _pin(mountpoint, lambda: _enter(f"/proc/{pid}/ns/net"))
+
+
+def _pin(mountpoint: str, go_there: Callable[[], None]) -> None:
     failures: list[BaseException] = []
 
     def make() -> None:
         try:
-            unshare(CLONE_NEWNET)
+            go_there()
             _loopback_up()
             mount("/proc/thread-self/ns/net", mountpoint, "", MS_BIND)
         except BaseException as exc:
@@ -30,6 +42,14 @@ def pin_new(mountpoint: str) -> None:
     thread.join()
     if failures:
         raise failures[0]
+
+
+def _enter(namespace: str) -> None:
+    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(fd, CLONE_NEWNET)
+    finally:
+        os.close(fd)
 
 
 def _loopback_up() -> None:
@@ -51,11 +71,7 @@ def open_socket(namespace: str, family: int) -> socket.socket:
 
     def make() -> None:
         try:
-            fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                setns(fd, CLONE_NEWNET)
-            finally:
-                os.close(fd)
+            _enter(namespace)
             made.append(socket.socket(family, socket.SOCK_STREAM))
         except BaseException as exc:
             failures.append(exc)

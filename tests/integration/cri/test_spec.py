@@ -117,6 +117,7 @@ def test_a_container_runs_in_its_pod_as_asked(runc, directory, user_namespace):
             image=Execution(volumes={"/vol": msgspec.Raw(b"{}")}),
             root=directory / "container/rootfs",
             directory=directory / "own",
+            mapped_volumes=directory / "mapped",
             sandbox_directory=sandbox,
         )
     )

@@ -46,6 +46,7 @@ def make(tmp_path):
             root=root,
             directory=tmp_path / "container",
             sandbox_directory=tmp_path / "sandbox",
+            mapped_volumes=tmp_path / "mapped",
             **more,
         )
 

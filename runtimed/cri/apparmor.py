@@ -1,6 +1,7 @@
 """AppArmor: the default profile in our own words, and whether one is loaded."""
 
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,11 @@ def is_enabled() -> bool:
         return False
 
 
+def can_load() -> bool:
+    """Say whether there is the default profile, or apparmor_parser(8), which many small systems lack, to load it."""
+    return bool(shutil.which("apparmor_parser")) or DEFAULT_NAME in _loaded()
+
+
 def default() -> str:
     """Return the name of the default profile, which is loaded if it is not. Blocks.
 
@@ -77,7 +83,9 @@ def default() -> str:
                 ["apparmor_parser", "-Kr"], input=_TEXT.encode(), capture_output=True, check=True, timeout=_LIMIT_S
             )
         except FileNotFoundError:
-            raise FailedPrecondition("AppArmor is on, but apparmor_parser is not installed") from None
+            raise FailedPrecondition(
+                "the default AppArmor profile is asked for, but apparmor_parser is not installed (package apparmor)"
+            ) from None
         except subprocess.CalledProcessError as exc:
             raise FailedPrecondition(f"apparmor_parser: {exc.stderr.decode(errors='replace')[:500].strip()}") from None
         except subprocess.TimeoutExpired:

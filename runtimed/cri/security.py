@@ -78,14 +78,17 @@ def hidden_paths(config: pb.ContainerConfig) -> tuple[tuple[str, ...], tuple[str
 
 
 def apparmor_profile(context: pb.LinuxContainerSecurityContext | pb.LinuxSandboxSecurityContext) -> str:
-    """Return the profile's name, loaded; "" where the kernel has no AppArmor or none is asked for.
+    """Return the profile's name, loaded; "" where the kernel has no AppArmor, or who asks for nothing gets nothing.
+
+    That is a privileged container, and any on a machine that has no program to load the default profile.
 
     Raises:
         InvalidArgument, FailedPrecondition: a profile that is not loaded, or AppArmor that is not there.
     """
     profile = _profile(context)
     if profile is None:
-        return "" if context.privileged or not apparmor.is_enabled() else apparmor.default()
+        has_none = context.privileged or not apparmor.is_enabled() or not apparmor.can_load()
+        return "" if has_none else apparmor.default()
     if profile.profile_type == pb.SecurityProfile.ProfileType.Unconfined:
         return "unconfined" if apparmor.is_enabled() else ""
     if profile.profile_type == pb.SecurityProfile.ProfileType.Localhost:

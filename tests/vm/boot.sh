@@ -15,7 +15,8 @@ for name in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$name" > /sys/fs
 ip link set lo up
 . /run/guest/settings
 mkdir -p /lib/modules && ln -sfn "$MODULES" "/lib/modules/$(uname -r)"
-for program in criu crun; do [ ! -e "$PROGRAMS/$program" ] || ln -sf "$PROGRAMS/$program" /usr/local/sbin/; done
+for program in criu crun apparmor_parser; do [ ! -e "$PROGRAMS/$program" ] || ln -sf "$PROGRAMS/$program" /usr/local/sbin/; done
+[ -e /etc/apparmor.d/abstractions ] || { rm -rf /etc/apparmor.d; ln -s "$PROGRAMS/apparmor.d" /etc/apparmor.d; }
 [ ! -e "$PROGRAMS/libyajl.so.2" ] || ln -sf "$PROGRAMS/libyajl.so.2" /usr/local/lib/ && /sbin/ldconfig
 mkdir /run/checkout && mount --bind "$DIRECTORY" /run/checkout
 if [ -b /dev/vda ]; then

@@ -1,8 +1,8 @@
-"""What guests need and the machine does not have: kernels, CRIU, crun; from Debian packages, unpacked, not installed.
+"""What guests need and the machine does not have: kernels, CRIU, crun, apparmor_parser.
 
-They lie in a cache directory outside the checkout (``$RUNTIMED_TEST_CACHE``, or ``~/.cache/runtimed-tests``), fetched
-once with an apt configuration of our own, from the mirror that the machine's apt uses. Without the directory they are
-fetched anew.
+From Debian packages, unpacked, not installed. They lie in a cache directory outside the checkout
+(``$RUNTIMED_TEST_CACHE``, or ``~/.cache/runtimed-tests``), fetched once with an apt configuration of our own, from the
+mirror that the machine's apt uses. Without the directory they are fetched anew.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from typing import Any
 
 SUITES = {"6.1": "bookworm", "6.12": "trixie"}  # the kernels of Debian 12 and 13
 CRIU_SUITE = "trixie"  # Debian 12's CRIU, 3.17, is too old for what is tested here
-CRUN_SUITE = "bookworm"  # runs on Debian 12's libraries and on later ones
+CRUN_SUITE = "bookworm"  # it and apparmor run on Debian 12's libraries and on later ones
 _DECOMPRESSORS = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x02\x21\x4c\x18": "lz4",
@@ -78,7 +78,8 @@ def kernel(version: str) -> Kernel:
 
 
 def programs() -> Path:
-    """Return a directory with ``criu``, ``crun`` and ``libyajl.so.2``, fetched if they are not here.
+    """Return a directory with ``criu``, ``crun`` and ``libyajl.so.2``, and ``apparmor_parser`` with the directory
+    ``apparmor.d`` that its profiles include from; fetched if they are not here.
 
     CRIU runs with the libraries of its own Debian. crun starts itself anew from /proc/self/exe, which rules that out;
     it wants one library that a machine with runc may lack.
@@ -86,20 +87,23 @@ def programs() -> Path:
     Raises:
         Unavailable: they cannot be fetched.
     """
-    place = cache() / "programs"
+    place = cache() / "programs-2"
     library = place / "criu/usr/lib/x86_64-linux-gnu"
-    with _made("programs") as new:
+    with _made("programs-2") as new:
         if new:
             with _apt(CRIU_SUITE) as apt:
                 libraries = [name for name in apt.depends("criu", "--recurse") if name.startswith("lib")]
                 apt.unpack(["criu", *libraries], new / "criu")
             with _apt(CRUN_SUITE) as apt:
                 apt.unpack(["crun", "libyajl2"], new / "crun")
+                apt.unpack(["apparmor"], new / "apparmor")
             (new / "bin").mkdir()
             run = f"{library}/ld-linux-x86-64.so.2 --library-path {library} {place}/criu/usr/sbin/criu"
             (new / "bin/criu").write_text(f'#!/bin/sh\nexec {run} "$@"\n')
             (new / "bin/criu").chmod(0o755)
             (new / "bin/crun").symlink_to("../crun/usr/bin/crun")
+            (new / "bin/apparmor_parser").symlink_to("../apparmor/sbin/apparmor_parser")
+            (new / "bin/apparmor.d").symlink_to("../apparmor/etc/apparmor.d")
             (new / "bin/libyajl.so.2").symlink_to("../crun/usr/lib/x86_64-linux-gnu/libyajl.so.2")
     return place / "bin"
 

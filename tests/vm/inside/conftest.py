@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import daemon as daemons
 from tests.daemon import PrivateDaemon, private_daemon
 from tests.fakes.registry import FakeRegistry
 from tests.images.busybox import PLATFORM
@@ -26,7 +25,6 @@ binary = "crun"
 
 @pytest.fixture(scope="session")
 def daemon() -> Iterator[PrivateDaemon]:
-    daemons.START_LIMIT_S = 60.0
     with private_daemon(start=False) as running:
         running.config.write_text(CONFIG)
         running.start()

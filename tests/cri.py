@@ -25,6 +25,7 @@ class Cri:
         self.logs = daemon.base / "logs"
         number = secrets.randbelow(1 << 16)
         self.bridge = f"rtd{number:04x}"
+        self.image = ""  # for tests that have one for all
         self.subnet = f"10.{200 + number % 50}.{number >> 8 & 255}"
         self.connect()
 
@@ -129,6 +130,12 @@ class Cri:
     def start(self, id: str) -> None:
         self.runtime.StartContainer(pb.StartContainerRequest(container_id=id), timeout=TIMEOUT_S)
 
+    def shell(self, id: str, command: str) -> str:
+        """Run a shell command in a container; return what it writes to either stream, stdout first."""
+        request = pb.ExecSyncRequest(container_id=id, cmd=["/bin/busybox", "sh", "-c", command], timeout=30)
+        done = self.runtime.ExecSync(request, timeout=TIMEOUT_S)
+        return str(done.stdout.decode() + done.stderr.decode())
+
     def stop(self, id: str, timeout: int = 0) -> None:
         self.runtime.StopContainer(pb.StopContainerRequest(container_id=id, timeout=timeout), timeout=TIMEOUT_S)
 
@@ -139,6 +146,15 @@ class Cri:
         request = pb.ContainerStatusRequest(container_id=id, verbose=verbose)
         found: pb.ContainerStatus = self.runtime.ContainerStatus(request, timeout=TIMEOUT_S).status
         return found
+
+    def info(self, pod: str) -> dict[str, Any]:
+        """Return what a verbose status says of a pod."""
+        return dict(json.loads(self.pod_status(pod, verbose=True).info["info"]))
+
+    def container_info(self, id: str) -> dict[str, Any]:
+        """Return what a verbose status says of a container."""
+        request = pb.ContainerStatusRequest(container_id=id, verbose=True)
+        return dict(json.loads(self.runtime.ContainerStatus(request, timeout=TIMEOUT_S).info["info"]))
 
     def containers(self, **fields: Any) -> list[pb.Container]:
         request = pb.ListContainersRequest(filter=pb.ContainerFilter(**fields))

@@ -310,7 +310,12 @@ def test_resources_are_changed_while_it_runs_and_before(cri, run):
         assert (told.cpu_shares, told.memory_limit_in_bytes) == (512, 80 << 20)
     cri.start(waiting)
     for id in (running, waiting):
-        [path] = Path("/sys/fs/cgroup").glob(f"**/{id}/memory.limit_in_bytes")
+        [path] = [
+            path / name
+            for path in Path("/sys/fs/cgroup").glob(f"**/{id}")
+            for name in ("memory.limit_in_bytes", "memory.max")
+            if (path / name).exists()
+        ]
         assert int(path.read_text()) == 80 << 20
     cri.stop(running)
     with pytest.raises(grpc.RpcError) as failed:

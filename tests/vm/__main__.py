@@ -18,6 +18,7 @@ def main() -> int:
     )
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
     parser.add_argument("--console", action="store_true", help="print what the kernel said, too")
+    parser.add_argument("--systemd", action="store_true", help="let it be the first process")
     parser.add_argument("--fetch", action="store_true", help="only fetch what guests need")
     parser.add_argument("command", nargs="*")
     arguments = parser.parse_args()
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
             make_disk(path, arguments.disk)
             disk = Disk(str(path))
         command = arguments.command or ["true"]
-        with guest(arguments.kernel, command, data_disk=disk, timeout_s=arguments.timeout) as running:
+        options = {"data_disk": disk, "systemd": arguments.systemd, "timeout_s": arguments.timeout}
+        with guest(arguments.kernel, command, **options) as running:
             try:
                 return running.wait()
             finally:

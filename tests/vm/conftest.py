@@ -11,6 +11,7 @@ from tests.vm.packages import Unavailable, programs
 
 collect_ignore = [] if os.environ.get("RUNTIMED_GUEST") else ["inside"]
 TIMEOUT_S = 400.0
+SYSTEMD = "+systemd"  # after a kernel: that guest's first process
 FULL = os.environ.get("RUNTIMED_VM_FULL", "")
 # Without the plugins that would be looked for, it starts in half the time.
 PYTEST = (
@@ -40,7 +41,13 @@ def guests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 held.callback(path.unlink)
                 disk = Disk(str(path))
                 started[kernel] = held.enter_context(
-                    guest(kernel, [*PYTEST, *names], data_disk=disk, timeout_s=TIMEOUT_S)
+                    guest(
+                        kernel.removesuffix(SYSTEMD),
+                        [*PYTEST, *names],
+                        data_disk=disk,
+                        systemd=kernel.endswith(SYSTEMD),
+                        timeout_s=TIMEOUT_S,
+                    )
                 )
         except Unavailable as exc:
             pytest.skip(str(exc))

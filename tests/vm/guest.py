@@ -117,12 +117,14 @@ def guest(
     *,
     data_disk: Disk | None = None,
     files: Mapping[str, bytes] | None = None,
+    systemd: bool = False,
     memory_mib: int = 512,
     timeout_s: float = 120.0,
 ) -> Iterator[Guest]:
     """Boot *kernel* ("6.1", "6.12") to run *command* in the checkout; at the end of the block it is gone.
 
-    *files* are at ``/run/guest/`` in the guest. The thread that calls this must live as long as the guest.
+    *files* are at ``/run/guest/`` in the guest. With *systemd* that is the first process, and nothing else but the
+    command its service. The thread that calls this must live as long as the guest.
 
     Raises:
         Unavailable: qemu or the kernel's package cannot be had.
@@ -134,7 +136,7 @@ def guest(
         held.callback(shutil.rmtree, place)
         for name in ("output", "console"):
             (place / name).touch()
-        (place / "initramfs").write_bytes(_initramfs(booted, command, data_disk, files or {}))
+        (place / "initramfs").write_bytes(_initramfs(booted, command, data_disk, files or {}, systemd))
         with (place / "host.log").open("wb") as log:
             with socket.socket(socket.AF_UNIX) as listening:
                 listening.bind(f"{place}/virtiofs")
@@ -190,13 +192,16 @@ def _qemu_options(place: Path, kernel: Kernel, disk: Disk | None, memory_mib: in
     return [*words, "-kernel", str(kernel.vmlinux), "-initrd", f"{place}/initramfs", "-append", arguments]
 
 
-def _initramfs(kernel: Kernel, command: Sequence[str], disk: Disk | None, files: Mapping[str, bytes]) -> bytes:
+def _initramfs(
+    kernel: Kernel, command: Sequence[str], disk: Disk | None, files: Mapping[str, bytes], systemd: bool
+) -> bytes:
     modules = {f"modules/{path.name.removesuffix('.xz')}": path for path in kernel.closure(MODULES)}
     settings = {
         "MODULES": kernel.modules,
-        "PROGRAMS": packages.cache() / "programs/bin",
+        "PROGRAMS": packages.programs(),
         "DATA_OPTIONS": disk.options if disk else "",
         "DIRECTORY": CHECKOUT,
+        "SYSTEMD": "1" if systemd else "",
     }
     lines = "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in settings.items())
     contents = {

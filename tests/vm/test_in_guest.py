@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import FULL
+from tests.vm.conftest import FULL, SYSTEMD
 from tests.vm.guest import CHECKOUT, Guest
 from tests.vm.packages import SUITES
 
@@ -21,18 +21,44 @@ ON_EACH_KERNEL = (
     "rctl_checkpoints",
     "runc_checkpoints",
     "without_checkpoints",
+    "user_namespaces_of",
 )
+WITH_SYSTEMD = "systemd"  # in the names of files whose tests need it as the first process
+# Of the tests of pods those that a kernel or cgroup v2 has a part in; RUNTIMED_VM_FULL takes them all.
+FROM_OUTSIDE = {
+    "test_cri_user_namespaces.py": ("",),
+    "test_cri_stats.py": ("",),
+    "test_cri_containers.py": ("out_of_memory", "resources_are_changed"),
+    "test_cri_pods.py": (),
+    "test_cri_security.py": ("privileged", "seccomp_is", "devices_are", "mounts_are"),
+}
 
 
 def cases() -> Iterator[tuple[str, str]]:
     """Yield each kernel with the name of each test for it."""
+    inside = sorted(Path(__file__).parent.glob("inside/test_*.py"))
     for kernel in SUITES:
-        for path in sorted(Path(__file__).parent.glob("inside/test_*.py")):
-            for node in ast.parse(path.read_text()).body:
-                if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not node.name.startswith("test_"):
+        for path in inside:
+            for name in tests_of(path):
+                if WITH_SYSTEMD in path.name:
                     continue
-                if FULL or kernel == "6.12" or any(part in node.name for part in ON_EACH_KERNEL):
-                    yield kernel, f"{path.relative_to(CHECKOUT)}::{node.name}"
+                if FULL or kernel == "6.12" or any(part in name for part in ON_EACH_KERNEL):
+                    yield kernel, f"{path.relative_to(CHECKOUT)}::{name}"
+    for path in inside:
+        if WITH_SYSTEMD in path.name:
+            for name in tests_of(path):
+                yield f"6.12{SYSTEMD}", f"{path.relative_to(CHECKOUT)}::{name}"
+    for file, parts in FROM_OUTSIDE.items():
+        path = CHECKOUT / "tests/e2e" / file
+        for name in tests_of(path):
+            if FULL or any(part in name for part in parts):
+                yield "6.12", f"{path.relative_to(CHECKOUT)}::{name}"
+
+
+def tests_of(path: Path) -> Iterator[str]:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield node.name
 
 
 @pytest.mark.parametrize(("kernel", "name"), list(cases()))

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import cdi, mounts, process, resources, seccomp, security, signals, sysctls
+from runtimed.cri import apparmor, cdi, mounts, process, resources, seccomp, security, signals, sysctls
 from runtimed.cri.annotations import allowed
 from runtimed.cri.cgroup_path import cgroups_path
 from runtimed.cri.namespaces import user_mappings
@@ -252,6 +252,18 @@ def test_a_container_joins_its_pods_namespaces(make):
     assert {one.type: one.path for one in joined}["pid"] == "/proc/42/ns/pid"
     with pytest.raises(InvalidArgument, match="target"):
         container_spec(make(target))
+
+
+@pytest.mark.parametrize(("can_load", "profile"), [(True, "runtimed-default"), (False, "")])
+def test_who_asks_for_no_apparmor_profile_gets_the_default_one_where_it_can_be_loaded(
+    make, monkeypatch, can_load, profile
+):
+    monkeypatch.setattr(apparmor, "is_enabled", lambda: True)
+    monkeypatch.setattr(apparmor, "can_load", lambda: can_load)
+    monkeypatch.setattr(apparmor, "default", lambda: "runtimed-default")
+    assert container_spec(make(context())).process.apparmor_profile == profile
+    asked = context(apparmor=pb.SecurityProfile(profile_type=pb.SecurityProfile.ProfileType.RuntimeDefault))
+    assert container_spec(make(asked)).process.apparmor_profile == "runtimed-default"
 
 
 def userns(*mappings, mode=POD):

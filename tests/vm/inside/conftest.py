@@ -6,6 +6,7 @@ Each command of rctl costs seconds here, so a daemon and a pull serve all tests.
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.fakes.registry import FakeRegistry
 from tests.images.busybox import PLATFORM
 from tests.images.layouts import Layout
 
-APPLETS = ("sh", "cat", "sleep")
+APPLETS = ("sh", "cat", "head", "id", "mount", "rm", "sleep", "stat")
 CONFIG = """\
 version = 1
 [runtimes."io.containerd.crun.v1"]
@@ -34,7 +35,15 @@ def daemon() -> Iterator[PrivateDaemon]:
 @pytest.fixture(scope="session")
 def image(daemon: PrivateDaemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The reference of a busybox image, pulled."""
-    layout = Layout(tmp_path_factory.mktemp("image") / "layout")
+    with pushed(tmp_path_factory.mktemp("image")) as reference:
+        daemon.rctl("pull", reference)
+        yield reference
+
+
+@contextmanager
+def pushed(directory: Path) -> Iterator[str]:
+    """The reference of a busybox image in a registry."""
+    layout = Layout(directory / "layout")
     programs = {f"bin/{applet}": "busybox" for applet in APPLETS}
     layers = [
         layout.layer({"bin/busybox": Path("/bin/busybox").read_bytes(), **programs, "etc/removed": b"by the next"}, ""),
@@ -43,9 +52,7 @@ def image(daemon: PrivateDaemon, tmp_path_factory: pytest.TempPathFactory) -> It
     layout.image("busybox", layers, platform=PLATFORM, run={"Env": ["PATH=/bin"]})
     with FakeRegistry() as registry:
         registry.add(layout.root, "guest")
-        reference = f"{registry.host}/guest:busybox"
-        daemon.rctl("pull", reference)
-        yield reference
+        yield f"{registry.host}/guest:busybox"
 
 
 def runtimes() -> list[str]:

@@ -45,9 +45,14 @@ class Registry:
                 f"docker://{reference}",
             ],
             check=True,
-            timeout=60,
+            timeout=180,
         )
         return reference
+
+    def has(self, repository: str, tag: str) -> bool:
+        """Say whether there is such an image."""
+        tags = self.storage / "docker/registry/v2/repositories" / repository / "_manifests/tags"
+        return (tags / tag / "current/link").exists()
 
     def blob(self, digest: str) -> Path:
         """Return the file in which the registry keeps a blob (for tests that damage it)."""
@@ -56,13 +61,15 @@ class Registry:
 
 
 @contextmanager
-def docker_registry(*, certificate: Path | None = None, auth: str = "") -> Iterator[Registry]:
-    """A registry of the caller's own, ended and removed afterwards.
+def docker_registry(
+    *, certificate: Path | None = None, auth: str = "", storage: Path | None = None
+) -> Iterator[Registry]:
+    """A registry of the caller's own, ended and removed afterwards; what it has in *storage*, if given, stays.
 
     With *certificate*, a PEM file with its key, it speaks TLS; *auth* is that section of its configuration, in YAML.
     """
     with tempfile.TemporaryDirectory(prefix="rtd-registry-") as directory:
-        storage = Path(directory) / "storage"
+        storage = storage or Path(directory) / "storage"
         port = _free_port()
         config = Path(directory) / "config.yml"
         tls = f"  tls: {{certificate: {certificate}, key: {certificate}}}\n" if certificate else ""

@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--entries", type=int, default=70_000, metavar="N", help="of image A (default 70000)")
     parser.add_argument("--many", type=int, default=1_000_000, metavar="N", help="entries of erofs (default 1000000)")
     parser.add_argument("--layers", type=int, default=7, metavar="N", help="of image A (default 7)")
-    parser.add_argument("--big-mb", type=int, default=1600, metavar="MB", help="of image C (default 1600; 0: skip)")
+    parser.add_argument("--big-mb", type=int, default=1600, metavar="MB", help="of image C (default 1600)")
+    parser.add_argument("--images", default=",".join(images.CASES), metavar="A,B,...", help="of images (default all)")
+    parser.add_argument("--image-cache", default="", metavar="DIR", help="keep what images are made of for other runs")
     parser.add_argument("--only", default="", metavar="TEXT", help="only measurements whose name has TEXT in it")
     return parser
 

@@ -67,6 +67,9 @@ class Ours:
     def pull(self, reference: str) -> list[str]:
         return self.rctl("pull", reference)
 
+    def load(self, archive: Path) -> list[str]:
+        return self.rctl("images", "import", archive)
+
     def remove(self) -> None:
         """Remove everything, and fail if the daemon had left something behind."""
         left = [line for line in leftovers(self.daemon) if not line.startswith("cgroup")]
@@ -120,6 +123,9 @@ class Theirs:
 
     def pull(self, reference: str) -> list[str]:
         return self.ctr("images", "pull", "--plain-http", reference)
+
+    def load(self, archive: Path) -> list[str]:
+        return self.ctr("images", "import", archive)
 
     def remove(self) -> None:
         self.account.remove()

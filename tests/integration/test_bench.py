@@ -28,7 +28,7 @@ pytestmark = [
 def test_each_suite_gives_its_rows():
     suites = ("shim", "run", "calls", "fleet", "soak", "images", "erofs", "limits")  # cri's needs a network of its own
     sizes = ("--runs", "1", "--image-runs", "1", "--containers", "2", "--soak", "2", "--stdout-mb", "4")
-    image = ("--entries", "60", "--layers", "2", "--only", "A", "--many", "2000", "--limits", "1")
+    image = ("--entries", "60", "--layers", "2", "--images", "A,import,cold", "--many", "2000", "--limits", "1")
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", *suites, *sizes, *image],
         cwd=Path(__file__).parents[2],

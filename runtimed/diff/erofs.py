@@ -19,6 +19,7 @@ from runtimed.diff.compression import Readable
 from runtimed.diff.erofs_lower import Lower
 from runtimed.diff.erofs_tree import HARD_LINK, Inodes, LayerTree
 from runtimed.diff.tar import Entry, Kind, TarReader
+from runtimed.linux.writeback import Writeback
 
 _CHUNK = 256 * 1024
 _ZEROS = bytes(4 * _CHUNK)
@@ -97,9 +98,7 @@ def receive(stream: Readable, image: int) -> Received:
     received = Received()
     for entry in archive:
         _note(received, entry, archive.position)
-    # What follows the end of the archive is padding, but it counts for the digest.
-    while tar.read(_CHUNK):
-        pass
+    tar.end()
     received.tar_size = tar.size
     return received
 
@@ -195,13 +194,21 @@ class _Tee:
     def __init__(self, stream: Readable, image: int) -> None:
         self._stream = stream
         self._image = image
+        self._writeback = Writeback(image)
         self.size = 0
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
         _write_at(self._image, data, fmt.HEADER_SIZE + self.size)
         self.size += len(data)
+        self._writeback.grown(fmt.HEADER_SIZE + self.size)
         return data
+
+    def end(self) -> None:
+        """Take what follows the end of the archive: it is padding, but it counts for the digest."""
+        while self.read(_CHUNK):
+            pass
+        self._writeback.end(fmt.HEADER_SIZE + self.size)
 
 
 class _Data:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from runtimed.errors import FailedPrecondition, OutOfRange, Unavailable, os_errors
+from runtimed.linux.writeback import Writeback
 from runtimed.oci import digest as digests
 from runtimed.workers import jobs
 from runtimed.workers.answers import check_range, refusal
@@ -109,6 +110,7 @@ class _Target:
             raise OutOfRange(f"offset {job.offset} in a blob of {job.size} bytes")
         with os_errors(f"ingest of {job.digest}"):
             self._fd = os.open(job.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._writeback = Writeback(self._fd, job.offset)
 
     def __enter__(self) -> "_Target":
         try:
@@ -127,6 +129,7 @@ class _Target:
             os.ftruncate(self._fd, 0)
         self.offset = 0
         self._hash = hashlib.new(self._algorithm)
+        self._writeback = Writeback(self._fd)
 
     def write(self, data: memoryview) -> None:
         """Append *data*.
@@ -143,6 +146,7 @@ class _Target:
                 written = os.pwrite(self._fd, data, self.offset)
                 self.offset += written
                 data = data[written:]
+        self._writeback.grown(self.offset)
         if (now := time.monotonic()) >= self._next_report:
             self._next_report = now + _PROGRESS_INTERVAL_S
             self._progress(self.offset)

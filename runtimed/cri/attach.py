@@ -196,7 +196,7 @@ class _Input:
 
     async def _end_for_good(self) -> None:
         with suppress(RuntimedError):  # it has ended
-            await self._core.tasks.close_stdin(NAMESPACE, self._container.id, "")
+            await self._core.tasks.close_io(NAMESPACE, self._container.id, "", stdin=True)
 
 
 async def _follow_size(core: Core, container: Container, session: Session) -> None:

@@ -157,7 +157,7 @@ class _Execution:
             await pipes.write(self._fds["stdin"], data)
         os.close(self._fds.pop("stdin"))
         with suppress(RuntimedError):  # it has ended
-            await self._core.tasks.close_stdin(NAMESPACE, self._container.id, self._id)
+            await self._core.tasks.close_io(NAMESPACE, self._container.id, self._id, stdin=True)
 
     async def _follow_size(self) -> None:
         while True:

@@ -86,8 +86,7 @@ class TasksService(TasksServicer):
         return Empty()
 
     async def CloseIO(self, request: pb.CloseIORequest, context: Context) -> Empty:
-        if request.stdin:
-            await self._tasks.close_stdin(namespace_of(context), request.container_id, request.exec_id)
+        await self._tasks.close_io(namespace_of(context), request.container_id, request.exec_id, stdin=request.stdin)
         return Empty()
 
     async def Pause(self, request: pb.PauseTaskRequest, context: Context) -> Empty:

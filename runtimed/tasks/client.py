@@ -174,8 +174,8 @@ class TaskClient:
         response = await self._call("Pids", pb.PidsRequest(id=self._id), pb.PidsResponse)
         return [(found.pid, Opaque(found.info.type_url, found.info.value)) for found in response.processes]
 
-    async def close_stdin(self, exec_id: str) -> None:
-        await self._call("CloseIO", pb.CloseIORequest(id=self._id, exec_id=exec_id, stdin=True), Empty)
+    async def close_io(self, exec_id: str, *, stdin: bool) -> None:
+        await self._call("CloseIO", pb.CloseIORequest(id=self._id, exec_id=exec_id, stdin=stdin), Empty)
 
     async def resize_pty(self, exec_id: str, width: int, height: int) -> None:
         request = pb.ResizePtyRequest(id=self._id, exec_id=exec_id, width=width, height=height)

@@ -229,8 +229,8 @@ class TaskManager:
         """Return every process of a task with what the shim knows of it."""
         return await self._table.get(namespace, id).client.pids()
 
-    async def close_stdin(self, namespace: str, id: str, exec_id: str) -> None:
-        await self._table.get(namespace, id).client.close_stdin(exec_id)
+    async def close_io(self, namespace: str, id: str, exec_id: str, *, stdin: bool) -> None:
+        await self._table.get(namespace, id).client.close_io(exec_id, stdin=stdin)
 
     async def attach(self, namespace: str, id: str, path: Path) -> None:
         """Have the output of a task's init come on the FIFO *path* too, in the pieces that shim/attach.py has.

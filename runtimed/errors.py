@@ -104,6 +104,13 @@ class Unauthenticated(RuntimedError):
     code = 16
 
 
+# What codes are called in logs, and by gRPC (grpc/doc/statuscodes.md).
+STATUSES = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+)
+
 _BY_CODE: dict[int, type[RuntimedError]] = {
     cls.code: cls
     for cls in (

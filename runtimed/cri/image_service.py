@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.api.cri_pb2_grpc import ImageServiceServicer
 from runtimed.cri.convert import Context, pieces
 from runtimed.cri.filesystems import Filesystems
 from runtimed.cri.handlers import Handlers
@@ -11,7 +10,7 @@ from runtimed.cri.images import Auth, Image, Images, info_of, user_of
 from runtimed.errors import InvalidArgument
 
 
-class ImageService(ImageServiceServicer):
+class ImageService:
     """Lists, pulls and removes images."""
 
     def __init__(self, images: Images, handlers: Handlers, filesystems: Filesystems) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.api.cri_pb2_grpc import RuntimeServiceServicer
 from runtimed.cri import metrics, stats, status
 from runtimed.cri.container_create import create_container
 from runtimed.cri.container_remove import remove_container
@@ -27,7 +26,7 @@ from runtimed.cri.streams import running
 from runtimed.errors import InvalidArgument
 
 
-class RuntimeService(RuntimeServiceServicer):
+class RuntimeService:
     """Pods and containers."""
 
     def __init__(self, core: Core, streaming: StreamingServer) -> None:

@@ -8,14 +8,18 @@ import base64
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import aiohttp
 import msgspec
 from yarl import URL
 
 from runtimed.errors import DataLoss, PermissionDenied, Unauthenticated, Unavailable
 from runtimed.registry import hosts
-from runtimed.registry.connections import Connections
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from runtimed.registry.connections import Connections
 
 _MAX_TOKEN_ANSWER = 1 << 20  # bytes
 _MAX_CHALLENGE = 8 << 10  # characters of a WWW-Authenticate header that are looked at
@@ -73,7 +77,7 @@ class Authorizer:
         self,
         registry: URL,
         repository: str,
-        connections: Connections,
+        connections: "Connections",
         ask: AskCredentials | None = None,
         push_scopes: Sequence[str] = (),
     ) -> None:
@@ -133,6 +137,8 @@ class Authorizer:
         except ValueError:
             raise PermissionDenied(f"registry {self._host} names no valid token server") from None
         hosts.check_realm(self._registry, realm)
+        import aiohttp  # here: who has made a request has loaded it
+
         # A registry names what one request takes; a push knows all it takes from the beginning.
         scopes = self._push_scopes or [challenge.parameters.get("scope") or self._scope]
         parameters = {}
@@ -150,7 +156,7 @@ class Authorizer:
 
     async def _request(
         self, realm: URL, scopes: list[str], parameters: dict[str, str], credentials: Credentials | None
-    ) -> aiohttp.ClientResponse:
+    ) -> "aiohttp.ClientResponse":
         """Ask for a token: by GET with name and password or without, by POST with an identity token (auth/oauth.md)."""
         is_own = realm.host == self._registry.host
         if credentials and credentials.secret and not credentials.username:
@@ -174,7 +180,7 @@ def _basic(credentials: Credentials) -> str:
     return f"Basic {base64.b64encode(pair).decode()}"
 
 
-async def _read_token(response: aiohttp.ClientResponse, subject: str) -> str:
+async def _read_token(response: "aiohttp.ClientResponse", subject: str) -> str:
     match response.status:
         case 200:
             pass

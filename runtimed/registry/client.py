@@ -6,9 +6,8 @@ tried again when the others have been, for as long as patience lasts.
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-import aiohttp
 from yarl import URL
 
 from runtimed.errors import FailedPrecondition, Internal, ResourceExhausted, RuntimedError, Unavailable
@@ -16,9 +15,11 @@ from runtimed.oci.reference import Reference
 from runtimed.registry import hosts
 from runtimed.registry.answers import Answer, Sent
 from runtimed.registry.auth import AskCredentials
-from runtimed.registry.host import Body, HostClient
 from runtimed.registry.hosts import Capability, Endpoint
-from runtimed.registry.patience import Patience
+from runtimed.registry.patience import Patience, is_nobody_there
+
+if TYPE_CHECKING:
+    from runtimed.registry.host import Body, HostClient
 
 __all__ = ["Answer", "Patience", "RegistryClient", "Sent"]
 
@@ -46,6 +47,8 @@ class RegistryClient:
         tokens are asked for with those, else for pulling. A large blob that comes slowly is fetched by up to
         *connections* at a time.
         """
+        from runtimed.registry.host import HostClient  # here: it loads aiohttp, 0.1 s and 10 MB of the daemon's start
+
         self.reference = reference
         self.patience = patience or Patience()
         self.connections = connections
@@ -75,7 +78,7 @@ class RegistryClient:
         And what *check* does. Of several hosts, the error says what each had to say; it is of the last one's kind.
         """
 
-        async def attempt(host: HostClient) -> Answer:
+        async def attempt(host: "HostClient") -> Answer:
             answer = await host.get(host.url(kind, name), accept=accept, limit=limit)
             if check:
                 check(answer)
@@ -87,7 +90,7 @@ class RegistryClient:
     async def anywhere(
         self,
         capability: Capability,
-        attempt: Callable[[HostClient], Awaitable[_T]],
+        attempt: "Callable[[HostClient], Awaitable[_T]]",
         progress: Callable[[], Awaitable[int]] | None = None,
     ) -> _T:
         """Return what *attempt* does for the first host that has *capability* and with which it succeeds.
@@ -106,7 +109,7 @@ class RegistryClient:
                 except RuntimedError as exc:
                     tried[host] = exc
                     # Who is not there will not be in a moment, and the user should hear it at once.
-                    if not isinstance(exc, Unavailable) or isinstance(exc.__cause__, aiohttp.ClientConnectorError):
+                    if not isinstance(exc, Unavailable) or is_nobody_there(exc):
                         left.remove(host)
             error = self._error(tried)
             if not left:
@@ -121,14 +124,14 @@ class RegistryClient:
             except Unavailable:
                 raise error from None
 
-    def _able(self, capability: Capability) -> list[HostClient]:
+    def _able(self, capability: Capability) -> "list[HostClient]":
         able = [host for host in self._hosts if capability in host.endpoint.capabilities]
         if not able:
             configured = ", ".join(f"{host.endpoint} ({host.endpoint.source})" for host in self._hosts)
             raise FailedPrecondition(f"image {self.reference}: no host may be used to {capability}: {configured}")
         return able
 
-    def _error(self, tried: Mapping[HostClient, RuntimedError]) -> RuntimedError:
+    def _error(self, tried: "Mapping[HostClient, RuntimedError]") -> RuntimedError:
         """Return one error for what several hosts have said, the registry itself last."""
         *_, last = tried.values()
         if len(tried) == 1:
@@ -142,7 +145,7 @@ class RegistryClient:
     # -- pushing: to one host
 
     @property
-    def target(self) -> HostClient:
+    def target(self) -> "HostClient":
         """The host that is pushed to. Raises FailedPrecondition: none may be."""
         return self._able(Capability.PUSH)[0]
 
@@ -157,7 +160,7 @@ class RegistryClient:
         *,
         accepted: Collection[int],
         headers: Mapping[str, str] | None = None,
-        body: Body | None = None,
+        body: "Body | None" = None,
         length: int = 0,
     ) -> Sent:
         """Make one request; see :meth:`HostClient.send`."""

@@ -3,17 +3,19 @@
 import logging
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from runtimed.errors import DataLoss, FailedPrecondition, RuntimedError, Unauthenticated
 from runtimed.metadata.content import Ingest
 from runtimed.oci import digest as digests
 from runtimed.oci.descriptor import Descriptor
 from runtimed.registry.client import Answer, RegistryClient
-from runtimed.registry.host import HostClient
 from runtimed.registry.hosts import Capability
 from runtimed.threads import blocking
 from runtimed.workers.pool import Fetch, Pool
+
+if TYPE_CHECKING:
+    from runtimed.registry.host import HostClient
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ class _Fetch:
         """Return how many bytes there are."""
         return await blocking(_length, self._ingest)
 
-    async def attempt(self, host: HostClient) -> str:
+    async def attempt(self, host: "HostClient") -> str:
         """Fetch from *host* what is missing and return the digest of all."""
         try:
             return await self._with_tokens(host)
@@ -109,7 +111,7 @@ class _Fetch:
         except RuntimedError as exc:
             raise self._named(exc) from exc
 
-    async def _with_tokens(self, host: HostClient) -> str:
+    async def _with_tokens(self, host: "HostClient") -> str:
         """Fetch, with another token when one is refused, as often as that brings bytes (tokens expire)."""
         refused_at = -1
         while True:
@@ -123,7 +125,7 @@ class _Fetch:
                 refused_at = now
                 await host.probe("blobs", self._descriptor.digest)
 
-    def _job(self, host: HostClient, offset: int) -> Fetch:
+    def _job(self, host: "HostClient", offset: int) -> Fetch:
         return Fetch(
             url=str(host.url("blobs", self._descriptor.digest)),
             headers=host.headers(),

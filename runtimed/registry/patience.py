@@ -28,3 +28,10 @@ class Patience:
             "registry failed; trying again", extra={"error": str(error), "wait_s": round(max(wait_s, asked or 0), 1)}
         )
         await asyncio.sleep(max(wait_s, asked or 0))
+
+
+def is_nobody_there(error: Unavailable) -> bool:
+    """Whether *error*, of a request, says that nothing listens: that is not going to change in a moment."""
+    from aiohttp import ClientConnectorError  # here: who has made a request has loaded it
+
+    return isinstance(error.__cause__, ClientConnectorError)

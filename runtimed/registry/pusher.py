@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from enum import StrEnum
 from urllib.parse import quote
 
-import aiohttp
 from yarl import URL
 
 from runtimed.errors import DataLoss, NotFound, PermissionDenied, Unavailable
 from runtimed.oci.descriptor import Descriptor
 from runtimed.registry import referrers
 from runtimed.registry.client import RegistryClient, Sent
+from runtimed.registry.patience import is_nobody_there
 
 _CHUNK = 16 << 20  # bytes of a blob in one request, where a registry does not take all of it at once
 _TOO_LARGE = 413
@@ -63,7 +63,7 @@ async def _persistently(client: RegistryClient, attempt: Callable[[], Awaitable[
         try:
             return await attempt()
         except Unavailable as exc:
-            if isinstance(exc.__cause__, aiohttp.ClientConnectorError):
+            if is_nobody_there(exc):
                 raise  # nobody there: the user should hear it at once
             failures += 1
             await client.patience.wait(failures, exc)

@@ -6,6 +6,7 @@ something that refers to an image keeps it.
 
 import re
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import msgspec
 from yarl import URL
@@ -16,8 +17,10 @@ from runtimed.oci import manifest
 from runtimed.oci.descriptor import Descriptor
 from runtimed.registry import hosts
 from runtimed.registry.client import RegistryClient
-from runtimed.registry.host import HostClient
 from runtimed.registry.hosts import Capability
+
+if TYPE_CHECKING:
+    from runtimed.registry.host import HostClient
 
 _MAX_PAGES = 100
 _MAX_REFERRERS = 10_000
@@ -41,7 +44,7 @@ async def listed(client: RegistryClient, digest: str, artifact_type: str = "") -
         Unauthenticated, PermissionDenied, Unavailable: as :meth:`RegistryClient.get`.
     """
 
-    async def attempt(host: HostClient) -> list[Descriptor]:
+    async def attempt(host: "HostClient") -> list[Descriptor]:
         try:
             return await _by_api(host, digest, artifact_type)
         except NotFound:
@@ -98,7 +101,7 @@ async def record(client: RegistryClient, descriptor: Descriptor, data: bytes) ->
     await host.send("PUT", url, accepted={200, 201, 202}, headers=headers, body=bytes_of_it, length=len(body))
 
 
-async def _by_api(host: HostClient, digest: str, artifact_type: str) -> list[Descriptor]:
+async def _by_api(host: "HostClient", digest: str, artifact_type: str) -> list[Descriptor]:
     url = host.url("referrers", digest)
     if artifact_type:
         url = url.update_query({"artifactType": artifact_type})
@@ -118,7 +121,7 @@ async def _by_api(host: HostClient, digest: str, artifact_type: str) -> list[Des
     raise InvalidArgument(f"{host.subject}: the list of referrers of {digest} has no end")
 
 
-def _entries(host: HostClient, data: bytes) -> tuple[Descriptor, ...]:
+def _entries(host: "HostClient", data: bytes) -> tuple[Descriptor, ...]:
     if not data.lstrip()[:1] == b"{":
         raise NotFound(f"{host.subject}: no list of referrers")  # a page of a registry that does not know the API
     root = Descriptor(media_type=manifest.OCI_INDEX, digest=digests.of(data), size=len(data))

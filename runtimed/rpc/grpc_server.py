@@ -41,7 +41,7 @@ Wrap = Callable[[Any, str], Callable[..., Any]]  # a method's handler of grpc's,
 
 
 class Abort(Exception):
-    """What :meth:`Context.abort` raises."""
+    """Ends a call with a status other than OK: its number, and what it says."""
 
     def __init__(self, code: int, details: str) -> None:
         super().__init__(details)
@@ -62,20 +62,6 @@ class Context:
     async def send_initial_metadata(self, metadata: Iterable[tuple[str, str]]) -> None:
         """Send the headers of the answer now, without waiting for its first message."""
         self._call.begin_answer(metadata)
-
-    async def write(self, message: Any) -> None:
-        """Send one message of an answer; for a method that does not yield them."""
-        await self._call.send(message)
-
-    def set_code(self, code: Any) -> None:
-        """What generated base classes do before they raise NotImplementedError, which says it all."""
-
-    def set_details(self, details: str) -> None:
-        """Beside :meth:`set_code`."""
-
-    async def abort(self, code: Any, details: str = "") -> None:
-        """End the call with a status, a member of grpc.StatusCode. Raises Abort, always."""
-        raise Abort(code.value[0], details)
 
 
 class Server:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health
 
 from runtimed.api import (
     containers_pb2,
@@ -37,6 +36,7 @@ from runtimed.services.content import ContentService
 from runtimed.services.diff import DiffService
 from runtimed.services.doctor import DoctorService
 from runtimed.services.events import EventsService
+from runtimed.services.health import HEALTH
 from runtimed.services.images import ImagesService
 from runtimed.services.introspection import IntrospectionService
 from runtimed.services.leases import LeasesService
@@ -81,7 +81,7 @@ async def services(parts: Parts) -> list[tuple[ServiceDescriptor, Any]]:
         (_service(cri_pb2, "ImageService"), parts.cri.images),
     ]
     introspected = _service(introspection_pb2, "Introspection")
-    names = [*names_of(offered), introspected.full_name, health.SERVICE_NAME]
+    names = [*names_of(offered), introspected.full_name, HEALTH.full_name]
     plugins = introspection.plugins(parts.loaded.values(), parts.config.root, names, parts.oci_runtimes)
     identity = await database.write(facts.ensure, "uuid", str(uuid.uuid4()))
     servicer = IntrospectionService(identity, plugins, parts.launcher, parts.deprecations)

@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from runtimed import directories
 from runtimed.config import Config
@@ -18,7 +16,9 @@ from runtimed.rpc import ttrpc
 from runtimed.rpc.grpc_server import BACKLOG, Server
 from runtimed.server.offered import names_of
 from runtimed.services import events as events_service
+from runtimed.services.health import HEALTH, HealthService
 from runtimed.services.interceptors import wrapped
+from runtimed.services.reflection import REFLECTION, ReflectionService
 from runtimed.services.registration import register
 
 _CALLS_END_WITHIN_S = 1.0
@@ -32,18 +32,15 @@ async def listening(
     server = Server(wrapped)
     for service, servicer in offered:
         register(server, service, servicer)
-    names = [*names_of(offered), health.SERVICE_NAME]
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflected = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, server)
+    names = [*names_of(offered), HEALTH.full_name]
+    health = HealthService(names)
+    register(server, HEALTH, health)
+    register(server, REFLECTION, ReflectionService([*names, REFLECTION.full_name]))
     await server.serve(_bound(config.address, config))
-    for name in ["", *names]:
-        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
         yield
     finally:
-        await healthy.enter_graceful_shutdown()
+        health.stop()
         events.close()
         await server.stop(_CALLS_END_WITHIN_S)
         _unlink(config.address)

@@ -11,7 +11,6 @@ from google.protobuf.empty_pb2 import Empty
 from runtimed import labels
 from runtimed.api import containers_pb2 as pb
 from runtimed.api import events_pb2
-from runtimed.api.containers_pb2_grpc import ContainersServicer
 from runtimed.deprecations import Deprecations
 from runtimed.errors import NotFound
 from runtimed.images import config_labels
@@ -26,7 +25,7 @@ from runtimed.threads import blocking
 log = logging.getLogger(__name__)
 
 
-class ContainersService(ContainersServicer):
+class ContainersService:
     """Reads and writes container records; tasks are another service."""
 
     def __init__(self, db: Database, events: Publisher, content: Content, deprecations: Deprecations) -> None:

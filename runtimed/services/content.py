@@ -9,7 +9,6 @@ from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import content_pb2 as pb
 from runtimed.api import events_pb2
-from runtimed.api.content_pb2_grpc import ContentServicer
 from runtimed.content import store
 from runtimed.errors import AlreadyExists, DataLoss, InvalidArgument, OutOfRange, os_errors
 from runtimed.metadata.content import Content, Ingest
@@ -25,7 +24,7 @@ _PAGE = 100  # blobs in one message of List, unless their labels are long:
 _PAGE_BYTES = 1 << 20
 
 
-class ContentService(ContentServicer):
+class ContentService:
     """Blobs by digest, ingests by ref; bytes stream through in pieces of at most 1 MiB or as the client cut them."""
 
     def __init__(self, content: Content, events: Publisher) -> None:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from runtimed import labels
 from runtimed.api import diff_pb2 as pb
 from runtimed.api import types_pb2
-from runtimed.api.diff_pb2_grpc import DiffServicer
 from runtimed.content.store import Info
 from runtimed.diff.compression import Compression
 from runtimed.errors import AlreadyExists, NotFound, Unimplemented, about
@@ -32,7 +31,7 @@ _COMPRESSIONS = {
 }
 
 
-class DiffService(DiffServicer):
+class DiffService:
     """Has layers applied and made by worker processes.
 
     It takes *events* as the other services do, and publishes none: containerd has no event for a layer.

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Mapping
 
 from runtimed.api import doctor_pb2 as pb
-from runtimed.api.doctor_pb2_grpc import DoctorServicer
 from runtimed.doctor.doctor import Doctor
 from runtimed.errors import DataLoss, NotFound
 from runtimed.images.accounting import Accounts
@@ -16,7 +15,7 @@ from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
 
-class DoctorService(DoctorServicer):
+class DoctorService:
     """Needs no namespace: what is stray may belong to any, or to none."""
 
     def __init__(

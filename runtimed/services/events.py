@@ -6,7 +6,6 @@ from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import events_service_pb2 as pb
 from runtimed.api import events_ttrpc_pb2, types_pb2
-from runtimed.api.events_service_pb2_grpc import EventsServicer
 from runtimed.errors import Unavailable
 from runtimed.events import EventBus
 from runtimed.rpc import ttrpc
@@ -15,7 +14,7 @@ from runtimed.services.context import Context, namespace_of
 TTRPC_NAME = "containerd.services.events.ttrpc.v1.Events"
 
 
-class EventsService(EventsServicer):
+class EventsService:
     """Publishes for a client, forwards for a shim, and streams to whoever subscribes."""
 
     def __init__(self, events: EventBus) -> None:

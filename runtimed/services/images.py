@@ -5,7 +5,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from runtimed.api import images_pb2 as pb
 from runtimed.api import types_pb2
-from runtimed.api.images_pb2_grpc import ImagesServicer
 from runtimed.metadata import images
 from runtimed.metadata.db import Database
 from runtimed.metadata.images import Image
@@ -14,7 +13,7 @@ from runtimed.services.context import Collect, Context, Publisher, lease_of, nam
 from runtimed.services.fieldmask import paths_of
 
 
-class ImagesService(ImagesServicer):
+class ImagesService:
     """Reads and writes image names; the blobs behind them are another service's."""
 
     def __init__(self, db: Database, events: Publisher, collect: Collect = nothing_to_collect) -> None:

@@ -6,22 +6,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
-
-from runtimed.errors import RuntimedError
+from runtimed.errors import STATUSES, RuntimedError
 from runtimed.rpc.grpc_server import Abort
 from runtimed.services.context import Context
 
 log = logging.getLogger(__name__)
-
-_STATUS = {status.value[0]: status for status in grpc.StatusCode}
 
 # The message travels as a header, and clients drop a response whose headers exceed 8 KiB or so.
 _LONGEST_MESSAGE = 4096  # bytes; what is not ASCII takes three times as many on the wire
 
 
 def wrapped(handler: Any, path: str) -> Callable[..., Any]:
-    """Return what a server calls of a grpc.RpcMethodHandler: answers a RuntimedError with its status.
+    """Return what a server calls of a method's handler: answers a RuntimedError with its status.
 
     So servicers only raise. Any other exception is a bug: logged with its traceback, UNKNOWN on the wire with nothing
     of the inside in it. A cancelled call stays cancelled.
@@ -44,9 +40,6 @@ def _stream(method: Callable[..., Any], name: str) -> Callable[..., AsyncIterato
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         async with _answered(name, context):
             answers = method(request, context)
-            if not hasattr(answers, "__aiter__"):
-                await answers  # the other style of grpc.aio, of grpc's health service: it writes to the context itself
-                return
             try:
                 async for answer in answers:
                     yield answer
@@ -64,19 +57,16 @@ async def _answered(name: str, context: Context) -> AsyncIterator[None]:
         yield
         code = "OK"
     except RuntimedError as exc:
-        code = _STATUS[exc.code].name
-        await context.abort(_STATUS[exc.code], _shortened(str(exc)))
-    except NotImplementedError:  # what the generated base class of a servicer does in the methods we do not have
-        code = "UNIMPLEMENTED"
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not implemented")
-    except Abort:  # the servicer has answered itself (health, reflection)
-        code = "ABORTED BY SERVICER"
+        code = STATUSES[exc.code]
+        raise Abort(exc.code, _shortened(str(exc))) from None
+    except Abort as exc:  # of the server: the request cannot be read
+        code = STATUSES[exc.code]
         raise
     except Exception as exc:
         code = "UNKNOWN"
         log.exception("request failed unexpectedly", extra={"method": name})
         message = f"unexpected {type(exc).__name__} in the daemon; its log has the details"
-        await context.abort(grpc.StatusCode.UNKNOWN, message)
+        raise Abort(RuntimedError.code, message) from None
     finally:
         took_ms = round((time.monotonic() - started) * 1000, 3)
         log.debug("request", extra={"method": name, "code": code, "took_ms": took_ms})

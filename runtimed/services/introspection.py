@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError
 from runtimed import filters
 from runtimed.api import introspection_pb2 as pb
 from runtimed.api import runc_options_pb2, types_pb2
-from runtimed.api.introspection_pb2_grpc import IntrospectionServicer
 from runtimed.deprecations import Deprecations
 from runtimed.errors import InvalidArgument, NotFound, Unavailable
 from runtimed.oci import platform
@@ -65,7 +64,7 @@ class Plugin:
     error: str = ""
 
 
-class IntrospectionService(IntrospectionServicer):
+class IntrospectionService:
     """Answers from what was found at the start; needs no namespace."""
 
     def __init__(self, uuid: str, plugins: Sequence[Plugin], launcher: Launcher, deprecations: Deprecations) -> None:

@@ -3,14 +3,13 @@
 from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import leases_pb2 as pb
-from runtimed.api.leases_pb2_grpc import LeasesServicer
 from runtimed.metadata import leases
 from runtimed.metadata.db import Database
 from runtimed.metadata.leases import Lease, Resource
 from runtimed.services.context import Collect, Context, namespace_of, nothing_to_collect, timestamp
 
 
-class LeasesService(LeasesServicer):
+class LeasesService:
     """Leases and what they hold. They publish no events, as in containerd."""
 
     def __init__(self, db: Database, collect: Collect = nothing_to_collect) -> None:

@@ -6,7 +6,6 @@ from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import mounts_pb2 as pb
 from runtimed.api import types_pb2
-from runtimed.api.mounts_pb2_grpc import MountsServicer
 from runtimed.errors import InvalidArgument
 from runtimed.metadata.activations import Activation
 from runtimed.mounting.manager import MountManager
@@ -15,7 +14,7 @@ from runtimed.services.context import Context, lease_of, namespace_of, timestamp
 from runtimed.services.fieldmask import paths_of
 
 
-class MountsService(MountsServicer):
+class MountsService:
     """Activates and deactivates by name; publishes no events, as in containerd."""
 
     def __init__(self, mounts: MountManager) -> None:

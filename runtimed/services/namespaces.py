@@ -4,7 +4,6 @@ from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import events_pb2
 from runtimed.api import namespaces_pb2 as pb
-from runtimed.api.namespaces_pb2_grpc import NamespacesServicer
 from runtimed.metadata import namespaces
 from runtimed.metadata.db import Database
 from runtimed.metadata.namespaces import Namespace
@@ -12,7 +11,7 @@ from runtimed.services.context import Context, Publisher
 from runtimed.services.fieldmask import paths_of
 
 
-class NamespacesService(NamespacesServicer):
+class NamespacesService:
     """The one service that needs no namespace header: the namespace is in the request."""
 
     def __init__(self, db: Database, events: Publisher) -> None:

@@ -1,7 +1,6 @@
 """The Registry service, which is ours alone."""
 
 from runtimed.api import registry_pb2 as pb
-from runtimed.api.registry_pb2_grpc import RegistryServicer
 from runtimed.oci import reference as references
 from runtimed.registry import referrers
 from runtimed.registry.registries import Registries
@@ -9,7 +8,7 @@ from runtimed.registry.resolver import resolve
 from runtimed.services.context import Context
 
 
-class RegistryService(RegistryServicer):
+class RegistryService:
     """Needs no namespace: what is said holds for all."""
 
     def __init__(self, registries: Registries) -> None:

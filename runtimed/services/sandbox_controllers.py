@@ -6,7 +6,6 @@ from google.protobuf.any_pb2 import Any
 
 from runtimed.api import sandbox_pb2 as pb
 from runtimed.api import types_pb2
-from runtimed.api.sandbox_pb2_grpc import ControllerServicer
 from runtimed.errors import InvalidArgument, NotFound
 from runtimed.identifiers import validate
 from runtimed.metadata import sandboxes as records
@@ -21,7 +20,7 @@ from runtimed.services.sandboxes import from_proto
 _UPDATABLE = {"labels", "extensions", "spec", "runtime"}
 
 
-class SandboxControllerService(ControllerServicer):
+class SandboxControllerService:
     """Passes each call on to the controller that the request, or the sandbox's record, names."""
 
     def __init__(self, db: Database, sandboxes: Sandboxes) -> None:

@@ -4,7 +4,6 @@ from google.protobuf.any_pb2 import Any
 
 from runtimed.api import sandbox_pb2 as pb
 from runtimed.api import types_pb2
-from runtimed.api.sandbox_pb2_grpc import StoreServicer
 from runtimed.metadata import sandboxes
 from runtimed.metadata.db import Database
 from runtimed.metadata.opaque import Opaque
@@ -12,7 +11,7 @@ from runtimed.metadata.sandboxes import Sandbox
 from runtimed.services.context import Context, namespace_of, timestamp
 
 
-class SandboxStoreService(StoreServicer):
+class SandboxStoreService:
     """Reads and writes sandbox records; as in containerd, without events. What runs is the controller's."""
 
     def __init__(self, db: Database) -> None:

@@ -7,7 +7,6 @@ from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import events_pb2, types_pb2
 from runtimed.api import snapshots_pb2 as pb
-from runtimed.api.snapshots_pb2_grpc import SnapshotsServicer
 from runtimed.errors import InvalidArgument, NotFound, Unimplemented
 from runtimed.images.repair import Repairer
 from runtimed.metadata.snapshots import Snapshots
@@ -22,7 +21,7 @@ _PAGE = 100  # records in one message of List
 _KINDS = {Kind.VIEW: pb.VIEW, Kind.ACTIVE: pb.ACTIVE, Kind.COMMITTED: pb.COMMITTED}
 
 
-class SnapshotsService(SnapshotsServicer):
+class SnapshotsService:
     """Hands each call to the snapshotter it names, as the request's namespace sees it."""
 
     def __init__(

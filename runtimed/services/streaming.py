@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError, Message
 
 from runtimed import identifiers
 from runtimed.api import streaming_pb2 as pb
-from runtimed.api.streaming_pb2_grpc import StreamingServicer
 from runtimed.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from runtimed.services.context import Context, namespace_of
 
@@ -140,7 +139,7 @@ class Streams:
             del self._streams[key]
 
 
-class StreamingService(StreamingServicer):
+class StreamingService:
     """Opens streams; those who take them are other services."""
 
     def __init__(self, streams: Streams) -> None:

@@ -10,7 +10,6 @@ from google.protobuf.empty_pb2 import Empty
 from runtimed import labels
 from runtimed.api import task_types_pb2 as types
 from runtimed.api import tasks_pb2 as pb
-from runtimed.api.tasks_pb2_grpc import TasksServicer
 from runtimed.errors import AlreadyExists, NotFound, Unimplemented
 from runtimed.identifiers import validate
 from runtimed.metadata.containers import Opaque
@@ -23,7 +22,7 @@ from runtimed.tasks.making import NewTask
 from runtimed.tasks.manager import TaskManager
 
 
-class TasksService(TasksServicer):
+class TasksService:
     """Runs containers; their records are another service's."""
 
     def __init__(self, tasks: TaskManager, mounts: MountManager) -> None:

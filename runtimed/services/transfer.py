@@ -14,7 +14,6 @@ from runtimed import labels
 from runtimed.api import images_pb2, types_pb2
 from runtimed.api import transfer_pb2 as pb
 from runtimed.api import transfer_types_pb2 as types
-from runtimed.api.transfer_pb2_grpc import TransferServicer
 from runtimed.embedded import images as embedded
 from runtimed.errors import InvalidArgument, Unimplemented
 from runtimed.images.dropping import FetchBack
@@ -55,7 +54,7 @@ _WRITE = types.WriteStream.DESCRIPTOR.full_name
 _DEFAULT_SNAPSHOTTER = "overlayfs"  # what containerd's clients mean when they name none
 
 
-class TransferService(TransferServicer):
+class TransferService:
     """Moves images between registries, archives and the store; other kinds of places are Unimplemented."""
 
     def __init__(

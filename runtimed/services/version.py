@@ -5,7 +5,6 @@ from importlib.metadata import version
 from google.protobuf.empty_pb2 import Empty
 
 from runtimed.api import version_pb2 as pb
-from runtimed.api.version_pb2_grpc import VersionServicer
 from runtimed.services.context import Context
 
 # Clients parse the version and switch on it, so it must be a semantic one and say which containerd's API is meant: 2.0
@@ -15,7 +14,7 @@ API_VERSION = "2.0.0"
 VERSION = f"{API_VERSION}+runtimed.{version('runtimed')}"
 
 
-class VersionService(VersionServicer):
+class VersionService:
     """Says who is serving; needs no namespace."""
 
     async def Version(self, request: Empty, context: Context) -> pb.VersionResponse:

@@ -18,7 +18,6 @@ import msgspec
 from runtimed import identifiers
 from runtimed.config import ProxyPlugin
 from runtimed.errors import InvalidArgument
-from runtimed.snapshots.proxy import ProxySnapshotter
 from runtimed.snapshots.snapshotter import NotSupported, Snapshotter
 
 log = logging.getLogger(__name__)
@@ -72,6 +71,8 @@ def load(
         for name, make in makers.items():
             loaded[name] = make()
         for name, proxy in proxies.items():
+            from runtimed.snapshots.proxy import ProxySnapshotter  # here: it loads grpc, 25 ms of the daemon's start
+
             loaded[name] = Loaded(name, ProxySnapshotter(name, proxy.address, proxy.capabilities))
     except BaseException:
         close(loaded)

@@ -1,4 +1,4 @@
-"""A small gRPC service, on our server."""
+"""A small gRPC service, on our server, or on grpc's."""
 
 import asyncio
 import socket
@@ -8,7 +8,8 @@ import grpc
 
 from runtimed.api import content_pb2 as pb
 from runtimed.api.content_pb2_grpc import ContentServicer, add_ContentServicer_to_server
-from runtimed.rpc.grpc_server import Server
+from runtimed.errors import NotFound
+from runtimed.rpc.grpc_server import Context, Server
 from runtimed.services.interceptors import wrapped
 
 CONTENT = "/containerd.services.content.v1.Content"
@@ -32,6 +33,8 @@ class Echo(ContentServicer):
         if request.digest == "metadata":
             return pb.InfoResponse(info=pb.Info(digest=dict(context.invocation_metadata())["key"]))
         if request.digest == "missing":
+            if isinstance(context, Context):
+                raise NotFound("content 'ä%\n'")
             await context.abort(grpc.StatusCode.NOT_FOUND, "content 'ä%\n'")
         return pb.InfoResponse(info=pb.Info(digest=request.digest))
 

@@ -127,6 +127,14 @@ def test_the_shim_knows_only_vocabulary_kernel_and_wire():
 def test_the_shim_loads_without_what_costs_every_container_memory():
     code = "import shim.task, shim.main, shim.nursery, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
-    costly = {"grpc", "msgspec", "structlog", "aiohttp", "sqlite3", "click"}
+    costly = {"grpc", "msgspec", "aiohttp", "sqlite3", "click"}
     costly |= {"asyncio", "google.protobuf", "logging", "random", "subprocess", "threading"}
     assert not costly & set(loaded.stdout.split())
+
+
+def test_the_daemon_loads_without_what_it_may_never_use():
+    code = "import runtimed.daemon, runtimed.server.serve, runtimed.log, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    # What serves Kubernetes' streams and speaks to registries, to proxy snapshotters, to the network, draws tables.
+    seldom = {"aiohttp", "grpc", "pyroute2", "yaml", "rich", "http.client", "multiprocessing", "unittest", "click"}
+    assert not seldom & set(loaded.stdout.split())

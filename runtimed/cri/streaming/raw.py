@@ -10,7 +10,7 @@ from aiohttp import web
 class Raw(asyncio.Protocol):
     """The transport of *request*, after ``101 Switching Protocols``. Sending waits while the client takes nothing."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.BaseRequest) -> None:
         transport = request.transport
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport

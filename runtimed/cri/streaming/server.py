@@ -7,23 +7,18 @@ stream, output by the socket's buffer, a connection by the time in which nothing
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aiohttp import web
-
-from runtimed.cri.streaming import over_spdy, over_websocket, ports_over_websocket
-from runtimed.cri.streaming.connection import Connection
-from runtimed.cri.streaming.raw import Raw
 from runtimed.cri.streaming.session import Runtime
 from runtimed.cri.streaming.tickets import Ticket, Tickets
-from runtimed.errors import InvalidArgument, NotFound, os_errors
+from runtimed.errors import InvalidArgument, os_errors
+
+if TYPE_CHECKING:
+    from runtimed.cri.streaming.requests import Requests
 
 log = logging.getLogger(__name__)
-_MAX_FORWARDS = 2 * 256  # streams
-_MAX_MESSAGE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +35,11 @@ class StreamingServer:
         self._runtime = runtime
         self._settings = settings
         self._tickets = Tickets()
-        self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
+        self._requests: Requests | None = None
         self._tls: ssl.SSLContext | None = None  # what listens
         self._current: ssl.SSLContext | None = None  # what serves: of the certificate and key that were good last
         self._loaded: list[tuple[int, int, int]] = []  # what tells that its files have been changed
-        self._sessions: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. Raises InvalidArgument for files that are no certificate and key; what os_errors says."""
@@ -53,23 +48,18 @@ class StreamingServer:
             self._tls = self._current
             assert self._tls is not None
             self._tls.sni_callback = self._choose  # called for each connection, with or without a name
-        application = web.Application()
-        application.router.add_route("*", "/{kind:exec|attach|portforward}/{token}", self._handle)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
         where = f"streaming server at {self._settings.host}:{self._settings.port}"
         with os_errors(where):
-            site = web.TCPSite(self._runner, self._settings.host, self._settings.port, ssl_context=self._tls)
-            await site.start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._connected, self._settings.host, self._settings.port, ssl=self._tls
+            )
 
     async def close(self) -> None:
         """End every session, and listen no more."""
-        for session in self._sessions:
-            session.cancel()
-        if self._sessions:
-            await asyncio.wait(self._sessions)
-        if self._runner:
-            await self._runner.cleanup()
+        if self._listener:
+            self._listener.close()
+        if self._requests:
+            await self._requests.close()
 
     def url(self, ticket: Ticket) -> str:
         """Return where a client can make the request, once. Raises ResourceExhausted, InvalidArgument."""
@@ -79,10 +69,18 @@ class StreamingServer:
             raise InvalidArgument("a terminal has no stderr of its own: tty and stderr cannot both be asked for")
         if wrong := [port for port in ticket.ports if not 0 < port < 1 << 16]:
             raise InvalidArgument(f"{wrong[0]} is no number of a port")
-        assert self._runner is not None
+        assert self._listener is not None
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         scheme = "https" if self._tls else "http"
-        return f"{scheme}://{host}:{self._runner.addresses[0][1]}/{ticket.kind}/{self._tickets.issue(ticket)}"
+        return f"{scheme}://{host}:{self._listener.sockets[0].getsockname()[1]}/{ticket.kind}/{self._tickets.issue(ticket)}"
+
+    def _connected(self) -> asyncio.Protocol:
+        """Return what a new connection is read by; with the first, load what serves HTTP: aiohttp, 10 MB and 0.1 s."""
+        if self._requests is None:
+            from runtimed.cri.streaming.requests import Requests
+
+            self._requests = Requests(self._runtime, self._tickets, self._settings.idle_limit_s)
+        return self._requests.server()
 
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         self._load()
@@ -105,127 +103,3 @@ class StreamingServer:
             if self._current is None:
                 raise InvalidArgument(f"streaming certificate {certificate} and key {key}: {exc}") from None
             log.warning("streaming certificate cannot be read", extra={"error": str(exc)})
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        try:
-            ticket = self._tickets.redeem(request.match_info["kind"], request.match_info["token"])
-        except NotFound as exc:
-            return web.Response(status=404, text=str(exc))
-        session = asyncio.current_task()
-        assert session is not None
-        self._sessions.add(session)
-        try:
-            if request.headers.get("Upgrade", "").lower() == "websocket":
-                return await self._websocket(request, ticket)
-            if request.headers.get("Upgrade", "").lower() == "spdy/3.1":
-                return await self._spdy(request, ticket)
-            return web.Response(status=400, text="only SPDY/3.1 and WebSocket are served: upgrade to one of them")
-        finally:
-            self._sessions.discard(session)
-
-    async def _spdy(self, request: web.Request, ticket: Ticket) -> web.StreamResponse:
-        offered = [
-            one.strip() for line in request.headers.getall("X-Stream-Protocol-Version", []) for one in line.split(",")
-        ]
-        known = (over_spdy.FORWARD,) if ticket.kind == "portforward" else over_spdy.REMOTE
-        protocol = next((one for one in known if one in offered), None) or (None if offered else known[-1])
-        if protocol is None:
-            return web.Response(status=403, text=f"of these protocols one must be spoken: {', '.join(known)}")
-        raw = Raw(request)
-        raw.switch({"Connection": "Upgrade", "Upgrade": "SPDY/3.1", "X-Stream-Protocol-Version": protocol})
-        connection = Connection(raw.send, raw.pause, raw.resume, max_streams=_most(ticket))
-        raw.on_data, raw.on_lost = connection.feed, connection.lost
-        try:
-            await self._run(connection, ticket, protocol)
-        finally:
-            await connection.close()
-            await raw.close()
-        return web.Response()  # to a connection that is closed: for aiohttp, which wants one
-
-    async def _websocket(self, request: web.Request, ticket: Ticket) -> web.StreamResponse:
-        forwards = ticket.kind == "portforward"
-        known = over_websocket.PROTOCOLS
-        if forwards:  # the old protocols have no other way to say which ports
-            has_few = 0 < len(ticket.ports) <= ports_over_websocket.MOST
-            known = (over_websocket.TUNNEL, *(ports_over_websocket.PROTOCOLS if has_few else ()))
-        socket = web.WebSocketResponse(protocols=known, max_msg_size=_MAX_MESSAGE, compress=False, heartbeat=60.0)
-        offered = [one.strip() for one in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if one.strip()]
-        if not set(offered) & set(known) and (offered or forwards):
-            return web.Response(status=403, text=f"of these protocols one must be spoken: {', '.join(known)}")
-        await socket.prepare(request)
-        if socket.ws_protocol == over_websocket.TUNNEL:
-            await self._tunnel(socket, ticket)
-        elif forwards:
-            await ports_over_websocket.forward(socket, self._runtime, ticket)
-        else:
-            await over_websocket.remote(socket, self._runtime, ticket)
-        return socket
-
-    async def _tunnel(self, socket: web.WebSocketResponse, ticket: Ticket) -> None:
-        """SPDY in the messages of a WebSocket."""
-        flowing = asyncio.Event()
-        flowing.set()
-        connection = Connection(_sender(socket), flowing.clear, flowing.set, max_streams=_most(ticket))
-
-        async def read() -> None:
-            try:
-                while (message := await socket.receive()).type == web.WSMsgType.BINARY:
-                    connection.feed(message.data)
-                    await flowing.wait()
-            finally:
-                connection.lost()
-
-        reading = asyncio.create_task(read())
-        try:
-            await self._run(connection, ticket, over_spdy.FORWARD)
-        finally:
-            await connection.close()
-            reading.cancel()
-            await asyncio.wait([reading])
-            await socket.close()
-
-    async def _run(self, connection: Connection, ticket: Ticket, protocol: str) -> None:
-        watching = asyncio.create_task(self._watch(connection))
-        try:
-            if ticket.kind == "portforward":
-                await over_spdy.forward(connection, self._runtime, ticket.target)
-            else:
-                await over_spdy.remote(connection, self._runtime, ticket, protocol)
-        except TimeoutError:
-            pass  # the client did not take the end
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
-
-    async def _watch(self, connection: Connection) -> None:
-        """End a connection on which nothing has moved for too long."""
-        loop = asyncio.get_running_loop()
-        limit = self._settings.idle_limit_s
-        idle = asyncio.get_running_loop().create_future()
-
-        def look() -> None:
-            left = connection.last_activity + limit - loop.time()
-            if left > 0:
-                timers[0] = loop.call_later(left, look)
-            elif not idle.done():
-                idle.set_result(None)
-
-        timers = [loop.call_soon(look)]
-        try:
-            await idle
-        finally:
-            timers[0].cancel()
-        connection.lost()
-
-
-def _most(ticket: Ticket) -> int:
-    return _MAX_FORWARDS if ticket.kind == "portforward" else 8
-
-
-def _sender(socket: web.WebSocketResponse) -> Callable[[bytes], Awaitable[None]]:
-    async def send(data: bytes) -> None:
-        if not socket.closed:
-            with suppress(ConnectionError):  # reading finds out, too
-                await socket.send_bytes(data)
-
-    return send

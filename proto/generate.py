@@ -29,12 +29,13 @@ PROTO = Path(__file__).resolve().parent
 REPO = PROTO.parent
 PACKAGE = Path("runtimed/api")
 
-TTRPC_ONLY = frozenset({"events_ttrpc", "sandbox_shim", "shim_attach", "task_v2", "task_v3", "ttrpc"})
+TTRPC_ONLY = frozenset({"events_ttrpc", "nri", "sandbox_shim", "shim_attach", "task_v2", "task_v3", "ttrpc"})
 """Names of the files whose services, if any, get no gRPC stubs."""
 
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
 """Patterns of the files that belong to this script; it touches no other."""
 
+_NONE = re.compile(r"\s*None: ")
 _SERVICE = re.compile(r"^service\s+\w+", re.MULTILINE)
 
 
@@ -76,6 +77,10 @@ def compile_to(root: Path) -> None:
     every = sources()
     protoc(f"--python_out={root}", f"--pyi_out={root}", *every)
     protoc(f"--grpc_python_out={root}", *filter(speaks_grpc, every))
+    for stub in (root / PACKAGE).glob("*.pyi"):
+        lines = stub.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A value named None, as NRI has one, can be a name in no stub.
+        stub.write_text("".join(line for line in lines if not _NONE.match(line)), encoding="utf-8")
 
 
 def write_descriptor_set(path: Path) -> None:

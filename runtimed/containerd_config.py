@@ -25,6 +25,7 @@ _PLUGINS = {
     "io.containerd.cri.v1.runtime": "cri",
     "io.containerd.gc.v1.scheduler": "scheduler",
     "io.containerd.internal.v1.restart": "restart",
+    "io.containerd.nri.v1.nri": "nri",
 }
 _RUNC = "io.containerd.runc.v2"
 _LEVELS = {"trace": "debug", "warn": "warning", "fatal": "error", "panic": "error"}
@@ -190,6 +191,10 @@ def _unless(usual: Any, why: str) -> Rule:
     return rule
 
 
+def _milliseconds(value: Any) -> int:
+    return round(seconds(value) * 1000)
+
+
 def _pause_image(work: _Work, names: Key, value: Any) -> None:
     if not _PAUSE.fullmatch(str(value)):  # ours, which comes with the package, does the same
         work.set("cri.pause_image", value)
@@ -324,9 +329,17 @@ _RULES: dict[str, Rule] = {
     "plugins/scheduler/pause_threshold": _to("gc.pause_percent", _percent),
     "plugins/scheduler/deletion_threshold": _to("gc.deletion_threshold", _whole),
     "plugins/scheduler/mutation_threshold": _to("gc.mutation_threshold", _whole),
-    "plugins/scheduler/schedule_delay": _to("gc.schedule_delay_ms", lambda value: round(seconds(value) * 1000)),
-    "plugins/scheduler/startup_delay": _to("gc.startup_delay_ms", lambda value: round(seconds(value) * 1000)),
+    "plugins/scheduler/schedule_delay": _to("gc.schedule_delay_ms", _milliseconds),
+    "plugins/scheduler/startup_delay": _to("gc.startup_delay_ms", _milliseconds),
     "plugins/restart/interval": _to("restart.interval_s", lambda value: max(1, round(seconds(value)))),
+    "plugins/nri/disable": _to("nri.enabled", lambda value: not value),
+    "plugins/nri/disable_connections": _to("nri.external_connections", lambda value: not value),
+    "plugins/nri/plugin_config_path": _to("nri.config_path"),
+    "plugins/nri/plugin_path": _to("nri.plugin_path"),
+    "plugins/nri/plugin_registration_timeout": _to("nri.registration_timeout_ms", _milliseconds),
+    "plugins/nri/plugin_request_timeout": _to("nri.request_timeout_ms", _milliseconds),
+    "plugins/nri/socket_path": _to("nri.socket"),
+    "plugins/nri/default_validator/**": _not("there is no default validator; a plugin can do what it does"),
     "plugins/cri/sandbox_image": _pause_image,
     "plugins/cri/pinned_images/sandbox": _pause_image,
     "plugins/cri/snapshotter": _to("cri.snapshotter"),
@@ -351,6 +364,7 @@ _DEFAULTS: dict[Key, Any] = {
     ("timeouts", "io.containerd.timeout.shim.load"): "5s",
     ("timeouts", "io.containerd.timeout.shim.shutdown"): "3s",
     ("timeouts", "io.containerd.timeout.task.state"): "2s",
+    ("nri", "disable"): True,
     ("cri", "cdi_spec_dirs"): ["/etc/cdi", "/var/run/cdi"],
     ("cri", "disable_hugetlb_controller"): True,
     ("cri", "disable_snapshot_annotations"): True,

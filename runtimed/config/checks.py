@@ -3,7 +3,17 @@
 import re
 from dataclasses import replace
 
-from runtimed.config.settings import BUILTIN, FORMATS, LEVELS, Config, ProxyPlugin, Registry, Runtime
+from runtimed.config.settings import (
+    BUILTIN,
+    FORMATS,
+    LEVELS,
+    NRI_POLICIES,
+    Config,
+    Nri,
+    ProxyPlugin,
+    Registry,
+    Runtime,
+)
 from runtimed.config.toml import dotted
 from runtimed.errors import InvalidArgument
 
@@ -45,7 +55,16 @@ def checked(config: Config) -> Config:
     for name, plugin in config.proxy_plugins.items():
         _check_proxy(f"proxy_plugins.{dotted((name,))}", plugin)
     _check_cri(config)
+    _check_nri(config.nri)
     return config
+
+
+def _check_nri(nri: Nri) -> None:
+    if nri.on_timeout not in NRI_POLICIES:
+        raise InvalidArgument(f"nri.on_timeout: {nri.on_timeout!r} is not one of {', '.join(NRI_POLICIES)}")
+    for name in ("registration_timeout_ms", "request_timeout_ms"):
+        if not 1 <= getattr(nri, name) <= 600_000:
+            raise InvalidArgument(f"nri.{name}: {getattr(nri, name)} is not between 1 and 600000")
 
 
 def _check_proxy(key: str, plugin: ProxyPlugin) -> None:

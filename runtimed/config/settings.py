@@ -15,6 +15,7 @@ DEFAULT_HANDLER = "runc"
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "console", "json")
+NRI_POLICIES = ("open", "closed", "retry")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +178,20 @@ class Cri:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Nri:
+    """Plugins that watch pods and containers, and change them. Docs: docs/nri.md."""
+
+    enabled: bool = False
+    socket: Path = Path("/var/run/nri/nri.sock")  # where plugins connect
+    external_connections: bool = True  # may they? else there are only those that are launched
+    plugin_path: Path = Path("/opt/nri/plugins")  # programs to launch, named INDEX-NAME
+    config_path: Path = Path("/etc/nri/conf.d")  # for those: INDEX-NAME.conf, else NAME.conf
+    registration_timeout_ms: int = 5000  # for a plugin, from its connection
+    request_timeout_ms: int = 2000  # for each answer
+    on_timeout: str = "open"  # go on without it; closed: what it is asked about fails; retry: ask once more first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     root: Path = Path("/var/lib/runtimed")  # survives a reboot
     state: Path = Path("/run/runtimed")  # does not
@@ -190,6 +205,7 @@ class Config:
     doctor: Doctor = Doctor()
     restart: Restart = Restart()
     cri: Cri = Cri()
+    nri: Nri = Nri()
     registry: Registry = Registry()
     runtimes: Mapping[str, Runtime] = field(default_factory=lambda: {DEFAULT_RUNTIME: Runtime()})
     snapshotters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # checked by snapshots/loader.py

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
@@ -62,13 +63,18 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
         images = await mount_images(core, container)
         steps.undo("delete its directory", blocking, shutil.rmtree, core.container_directory(container.id), True)
         record = await blocking(_record, core, container, image, mounts, images)
-        steps.undo("delete the record", core.db.write, records.delete, container.id)
-        await core.db.write(records.create_container, record)
-        if sandbox.is_stopping:
-            raise FailedPrecondition(f"sandbox {sandbox.id} is being stopped")
-        steps.commit()
-    sandbox.containers[container.id] = container
-    core.state.containers.add(container)
+        async with core.hooks.making():
+            steps.undo("tell that it has come to nothing", core.hooks.remove, container)
+            record = await core.hooks.create(container, record)
+            record = replace(record, extensions=records.extensions(container.record))
+            steps.undo("delete the record", core.db.write, records.delete, container.id)
+            await core.db.write(records.create_container, record)
+            if sandbox.is_stopping:
+                raise FailedPrecondition(f"sandbox {sandbox.id} is being stopped")
+            steps.commit()
+            sandbox.containers[container.id] = container
+            core.state.containers.add(container)
+            await core.hooks.created(container)
     publish(core, sandbox, container.id, pb.CONTAINER_CREATED_EVENT)
     return container.id
 

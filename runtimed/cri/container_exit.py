@@ -102,6 +102,7 @@ async def _container_ended(core: Core, container: Container, exit: Exit) -> None
             await ending.remove(core, container.id)
         except RuntimedError as exc:
             log.warning("an ended task stays", extra={"container": container.id, "error": str(exc)})
+    await core.hooks.stop(container)
 
 
 async def _sandbox_ended(core: Core, sandbox: Sandbox) -> None:

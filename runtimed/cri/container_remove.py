@@ -26,6 +26,7 @@ async def remove_container(core: Core, id: str) -> None:
 async def _remove(core: Core, container: Container) -> None:
     sandbox = container.sandbox
     await stop_at_once(core, container)
+    await core.hooks.remove(container)
     async with container.lock:
         await ending.end(core, container.id)  # of one that was never started, or whose removal failed
         await core.db.write(records.delete, container.id)

@@ -40,6 +40,7 @@ async def _start(core: Core, container: Container) -> None:
             raise FailedPrecondition(f"container {container.id} is in state {state}, not CONTAINER_CREATED")
         sandbox = core.state.ready_sandbox(container.sandbox.id)
         try:
+            await core.hooks.start(container)
             await _run(core, container)
         except RuntimedError as exc:
             container.record.started_at = 0
@@ -49,6 +50,7 @@ async def _start(core: Core, container: Container) -> None:
             raise
         container.state = pb.CONTAINER_RUNNING
     publish(core, sandbox, container.id, pb.CONTAINER_STARTED_EVENT)
+    await core.hooks.started(container)
 
 
 async def _run(core: Core, container: Container) -> None:

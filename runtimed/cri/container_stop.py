@@ -29,6 +29,7 @@ async def stop_container(core: Core, id: str, timeout_s: int) -> None:
         pass  # a start under way comes first
     if not is_alive(container):
         return
+    await core.hooks.stop(container)
     if timeout_s > 0:
         number = container.record.stop_signal or signal.SIGTERM
         if await ending.kill(core, container.id, number) and await _ended(container, timeout_s):
@@ -42,6 +43,7 @@ async def stop_at_once(core: Core, container: Container) -> None:
         pass
     if not is_alive(container):
         return
+    await core.hooks.stop(container)
     if not await ending.kill(core, container.id) and not await ending.exists(core, container.id):
         container_exit.note(core, container, unseen_exit())
         return

@@ -2,7 +2,9 @@
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -12,6 +14,7 @@ from runtimed.cri.core import Core
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.records import ContainerRecord
 from runtimed.cri.resources import limits_of
+from runtimed.cri.state import Container
 from runtimed.errors import FailedPrecondition, InvalidArgument, os_errors
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Opaque
@@ -29,16 +32,30 @@ async def update_container_resources(core: Core, id: str, given: pb.LinuxContain
         RuntimedError: the runtime's own error; nothing is changed then.
     """
     container = core.state.containers.get(id)
+    _check_can_change(container)
+    await change(core, container, *await core.hooks.update(container, given))
+    await core.hooks.updated(container)
+
+
+async def change(core: Core, container: Container, given: pb.LinuxContainerResources, extra: Mapping[str, Any]) -> None:
+    """Change what a container may use; *extra* are limits that CRI has not, as a spec's ``linux.resources`` has them.
+
+    Raises as :func:`update_container_resources`.
+    """
     async with container.lock:
-        if container.state not in (pb.CONTAINER_CREATED, pb.CONTAINER_RUNNING):
-            state = pb.ContainerState.Name(container.state)
-            raise FailedPrecondition(f"container {container.id} is in state {state}: nothing to change")
+        _check_can_change(container)
         merged = merge(pb.LinuxContainerResources.FromString(container.record.resources), given)
         if container.state == pb.CONTAINER_RUNNING:
-            wanted = Opaque(_RESOURCES, msgspec.json.encode(limits_of(given)))
-            await core.tasks.update(NAMESPACE, container.id, wanted, {})
+            limits = _over(msgspec.to_builtins(limits_of(given)), extra)
+            await core.tasks.update(NAMESPACE, container.id, Opaque(_RESOURCES, msgspec.json.encode(limits)), {})
         container.record.resources = merged.SerializeToString()
-        await core.db.write(_save, container.id, container.record, merged)
+        await core.db.write(_save, container.id, container.record, merged, extra)
+
+
+def _check_can_change(container: Container) -> None:
+    if container.state not in (pb.CONTAINER_CREATED, pb.CONTAINER_RUNNING):
+        state = pb.ContainerState.Name(container.state)
+        raise FailedPrecondition(f"container {container.id} is in state {state}: nothing to change")
 
 
 def merge(current: pb.LinuxContainerResources, given: pb.LinuxContainerResources) -> pb.LinuxContainerResources:
@@ -59,12 +76,14 @@ def merge(current: pb.LinuxContainerResources, given: pb.LinuxContainerResources
     return merged
 
 
-def _save(tx: Tx, id: str, record: ContainerRecord, merged: pb.LinuxContainerResources) -> None:
+def _save(
+    tx: Tx, id: str, record: ContainerRecord, merged: pb.LinuxContainerResources, extra: Mapping[str, Any]
+) -> None:
     """Write both what CRI knows and the spec, which a start is made of."""
     current = containers.get(tx, NAMESPACE, id)
     spec = msgspec.json.decode(current.spec.value)
-    devices = spec["linux"]["resources"].get("devices", [])
-    spec["linux"]["resources"] = {**msgspec.to_builtins(limits_of(merged)), "devices": devices}
+    limits = _over(msgspec.to_builtins(limits_of(merged)), extra)
+    spec["linux"]["resources"] = _over(spec["linux"]["resources"], limits)  # which has others: of devices, of I/O
     if merged.oom_score_adj:
         spec["process"]["oomScoreAdj"] = merged.oom_score_adj
     changed = replace(
@@ -75,9 +94,20 @@ def _save(tx: Tx, id: str, record: ContainerRecord, merged: pb.LinuxContainerRes
     containers.update(tx, NAMESPACE, changed, ["spec", "extensions"])
 
 
+def _over(current: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *current*, limits of a spec, with *over* over it."""
+    groups = {
+        group: {**current[group], **over[group]}
+        for group in current.keys() & over.keys()
+        if isinstance(over[group], Mapping)
+    }
+    return {**current, **over, **groups}
+
+
 async def update_pod_sandbox_resources(core: Core, request: pb.UpdatePodSandboxResourcesRequest) -> None:
     """Remember what the pod as a whole may use now; its cgroup is the kubelet's. Raises NotFound."""
     sandbox = core.state.ready_sandbox(request.pod_sandbox_id)
+    await core.hooks.update_pod(sandbox, request)
     async with sandbox.lock:
         if request.HasField("overhead"):
             sandbox.config.linux.overhead.CopyFrom(request.overhead)
@@ -85,6 +115,7 @@ async def update_pod_sandbox_resources(core: Core, request: pb.UpdatePodSandboxR
             sandbox.config.linux.resources.CopyFrom(request.resources)
         sandbox.record.config = sandbox.config.SerializeToString()
         await core.save(sandbox.id, sandbox.record)
+    await core.hooks.updated_pod(sandbox)
 
 
 async def reopen_container_log(core: Core, id: str) -> None:

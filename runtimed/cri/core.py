@@ -12,6 +12,7 @@ from runtimed.cri import records
 from runtimed.cri.cni import Attachment
 from runtimed.cri.container_events import ContainerEvents
 from runtimed.cri.handlers import Handler, Handlers
+from runtimed.cri.hooks import Hooks
 from runtimed.cri.images import NAMESPACE, Auth, Image, Images
 from runtimed.cri.namespaces import snapshot_labels
 from runtimed.cri.network import Network
@@ -46,6 +47,7 @@ class Core:
     state: State = field(default_factory=State)
     events: ContainerEvents = field(default_factory=ContainerEvents)
     operations: Operations = field(default_factory=Operations)
+    hooks: Hooks = field(default_factory=Hooks)
     _pause: Image | None = None
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 

@@ -81,10 +81,13 @@ async def _run(core: Core, sandbox: Sandbox, handler: Handler) -> str:
         await together(_attach(core, sandbox), _create_pause(core, sandbox, image))
         record.is_made = True
         await together(core.tasks.start(NAMESPACE, sandbox.id, ""), core.save(sandbox.id, record))
-        steps.commit()
-    del core.state.coming[sandbox.id]
-    sandbox.is_ready = bool(sandbox.pid)  # 0 if it has ended already
-    core.state.sandboxes.add(sandbox)
+        async with core.hooks.making():
+            steps.undo("tell that it has come to nothing", core.hooks.remove_pod, sandbox)
+            await core.hooks.run_pod(sandbox)
+            steps.commit()
+            del core.state.coming[sandbox.id]
+            sandbox.is_ready = bool(sandbox.pid)  # 0 if it has ended already
+            core.state.sandboxes.add(sandbox)
     publish(core, sandbox, sandbox.id, pb.CONTAINER_CREATED_EVENT)
     publish(core, sandbox, sandbox.id, pb.CONTAINER_STARTED_EVENT)
     return sandbox.id

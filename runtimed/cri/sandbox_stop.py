@@ -39,6 +39,7 @@ async def _stop(core: Core, sandbox: Sandbox) -> None:
         if sandbox.record.is_stopped and not sandbox.record.network and not sandbox.pid:
             return
         await all_of(*(stop_at_once(core, container) for container in sandbox.containers.values()))
+        await core.hooks.stop_pod(sandbox)
         await all_of(_end_pause(core, sandbox), detach(core, sandbox))
         for path in sandbox.record.pinned():
             await core.network.delete_netns(path)
@@ -52,6 +53,7 @@ async def _remove(core: Core, sandbox: Sandbox) -> None:
     async with sandbox.lock:
         for container in list(sandbox.containers.values()):
             await remove_container(core, container.id)
+        await core.hooks.remove_pod(sandbox)
         await core.remove_snapshot(sandbox.snapshotter, sandbox.id, sandbox.id)
         await blocking(sandbox_files.delete, core.files(sandbox))
         await core.db.write(records.delete, sandbox.id)

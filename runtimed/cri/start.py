@@ -78,6 +78,13 @@ async def start(
     held.push_async_callback(_ended, watching)
     await is_watching.wait()
     await recovery.recover(core)
+    if config.nri.enabled:
+        from runtimed.cri.nri import NriHooks
+
+        hooks = NriHooks(core, config.nri)
+        held.push_async_callback(hooks.close)
+        await hooks.begin()
+        core.hooks = hooks
     streaming = StreamingServer(Streams(core), _settings(config.cri.streaming))
     await streaming.start()
     held.push_async_callback(streaming.close)

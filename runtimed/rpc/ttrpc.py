@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -41,6 +41,21 @@ _Response = TypeVar("_Response", bound=Message)
 Handler = Callable[[Any, Mapping[str, str]], Awaitable[Message]]
 
 
+class Reader(Protocol):
+    """Where the bytes of a connection come from; b"" is its end."""
+
+    async def read(self, n: int = -1) -> bytes: ...
+
+
+class Writer(Protocol):
+    """Where the bytes of a connection go."""
+
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    def close(self) -> None: ...
+    async def wait_closed(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """What a server calls: the type of the request and an async function of request and metadata."""
@@ -55,7 +70,7 @@ Service = Mapping[str, Method]  # by method name
 class Client:
     """A connection to a ttrpc server. Any number of calls may be under way at once."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
+    def __init__(self, reader: Reader, writer: Writer, peer: str) -> None:
         self._writer = writer
         self._peer = peer
         self._stream = -1
@@ -138,7 +153,7 @@ class Client:
         with suppress(ConnectionError):
             await self._writer.wait_closed()
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, reader: Reader) -> None:
         try:
             async for frame in _frames(reader):
                 answer = self._pending.get(frame.stream)
@@ -221,27 +236,36 @@ class Server:
         connection.add_done_callback(lambda _: writer.close())  # also of one that is cancelled before its first step
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        calls: set[asyncio.Task[None]] = set()
         try:
             frames.check_peer(writer.get_extra_info("socket"))
+        except PermissionDenied as exc:
+            log.warning("%s", exc)
+            return
+        await self.converse(reader, writer)
+
+    async def converse(self, reader: Reader, writer: Writer, at_once: int | None = None) -> None:
+        """Answer what comes on one connection until its end; *at_once*: so many calls, then nothing is read."""
+        calls: set[asyncio.Task[None]] = set()
+        try:
             last_stream = 0
             async for frame in _frames(reader):
                 if frame.type != frames.REQUEST:
                     continue  # data of a stream that we refused
                 refusal = frames.refusal(frame, last_stream)
                 last_stream = max(last_stream, frame.stream)
+                while at_once is not None and len(calls) >= at_once:
+                    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.sleep(0)  # for the callbacks below
                 call = asyncio.create_task(self._answer(frame, refusal, writer))
                 calls.add(call)
                 call.add_done_callback(calls.discard)
         except ConnectionError:
             pass  # the client has closed or died
-        except PermissionDenied as exc:
-            log.warning("%s", exc)
         finally:
             for call in calls:
                 call.cancel()
 
-    async def _answer(self, frame: Frame, refusal: RuntimedError | None, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, frame: Frame, refusal: RuntimedError | None, writer: Writer) -> None:
         response = pb.Response()
         try:
             if refusal is not None or frame.payload is None:
@@ -288,7 +312,7 @@ class Server:
             raise
 
 
-async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[Frame]:
+async def _frames(reader: Reader) -> AsyncIterator[Frame]:
     """Return the frames of a connection until its end, wherever that comes."""
     splitter = frames.Splitter()
     while data := await reader.read(_READ_SIZE):

@@ -88,6 +88,9 @@ def test_another_runtime_leaves_the_default_one_known(write):
         ("version = 1\n[proxy_plugins.a]\naddress = 'x'\n", "proxy_plugins.a.address: 'x' must be the absolute"),
         ("version = 1\n[proxy_plugins.a]\ntype = 'content'\n", "proxy_plugins.a.type: 'content' is not"),
         ("version = 1\n[proxy_plugins.a]\ncapabilities = 'x'\n", "config.toml:3: proxy_plugins.a.capabilities: must"),
+        ("version = 1\n[nri]\non_timeout = 'wait'\n", "nri.on_timeout: 'wait' is not one of open, closed, retry"),
+        ("version = 1\n[nri]\nrequest_timeout_ms = 0\n", "nri.request_timeout_ms: 0 is not between 1 and 600000"),
+        ("version = 1\n[nri]\nsocket = 'x'\n", "config.toml:3: nri.socket: 'x' must be an absolute path"),
         ("version = \n", "not TOML"),
     ],
 )

@@ -1,5 +1,7 @@
 """What becomes of a containerd's configuration, and what is said of the rest."""
 
+from pathlib import Path
+
 import pytest
 
 from runtimed import config
@@ -52,6 +54,22 @@ WANTED = [
         {"stream_processors": {"x": config.StreamProcessor(accepts=("a",), returns="b", path="p", args=("-k",))}},
     ),
     (
+        'version = 2\n[plugins."io.containerd.nri.v1.nri"]\ndisable = false\ndisable_connections = true\n'
+        'plugin_path = "/opt/p"\nplugin_request_timeout = "3s"\nplugin_registration_timeout = "1m0s"\n'
+        'socket_path = "/run/n.sock"\n',
+        {
+            "nri": config.Nri(
+                enabled=True,
+                external_connections=False,
+                plugin_path=Path("/opt/p"),
+                request_timeout_ms=3000,
+                registration_timeout_ms=60000,
+                socket=Path("/run/n.sock"),
+            )
+        },
+    ),
+    ('version = 2\n[plugins."io.containerd.nri.v1.nri"]\ndisable = true\n', {"nri": config.Nri()}),
+    (
         f'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\nruntime_type = "{RUNC}"\n'
         '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]\nSystemdCgroup = true\n',
         {"runtimes": {RUNC: Runtime(systemd_cgroup=True)}},
@@ -97,7 +115,7 @@ def test_what_is_taken_over(migrated, text, expected):
 
 
 def test_handlers_lead_to_their_runtimes(migrated):
-    loaded, _ = migrated(WANTED[8][0])
+    loaded, _ = migrated(WANTED[10][0])
     assert loaded.cri.runtimes["a"] == CriRuntime()
     assert loaded.cri.runtimes["b"] == CriRuntime(runtime="b")
     kata = CriRuntime(runtime="io.containerd.kata.v2", snapshotter="native", pod_annotations=("io.katacontainers.*",))

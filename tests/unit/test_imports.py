@@ -18,7 +18,10 @@ LAYERS: list[set[str]] = [
     },
     {"linux", "rpc", "threads", "rollback", "directories", "systemd"},
     {"mounts", "content", "snapshots", "diff", "metadata", "passwd"},
-    {"events", "workers", "registry", "images", "tasks", "sandboxes", "mounting", "restarts", "collector", "doctor"},
+    {
+        *("events", "workers", "registry", "images", "tasks", "sandboxes", "mounting", "restarts", "nri"),
+        *("collector", "doctor"),
+    },
     {"services", "cri", "client"},
     {"server", "cli"},
     {"daemon"},

@@ -19,9 +19,6 @@ GENERATOR = REPO / "proto" / "generate.py"
 API = REPO / "runtimed" / "api"
 WIRE_CHECK = REPO.parent / "shared" / "wire" / "check.py"
 
-NOT_SPOKEN_HERE = ["nri.pkg.api.v1alpha1: missing"]
-"""What check.py may say: proto/ leaves NRI out, and check.py cannot be told so."""
-
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a Python script in the checkout and return what became of it."""
@@ -42,7 +39,7 @@ def test_files_agree_with_the_wire_tables(descriptor_set: Path) -> None:
         pytest.skip(f"the wire tables are not there: no {WIRE_CHECK}")
     result = run(WIRE_CHECK, descriptor_set, "--all")
     assert result.stderr == ""
-    assert result.stdout.splitlines() == NOT_SPOKEN_HERE
+    assert result.returncode == 0, result.stdout
 
 
 def test_generated_modules_are_fresh() -> None:

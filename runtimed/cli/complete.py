@@ -28,7 +28,8 @@ def _completion(listed: Callable[["Client", str], AsyncIterator[str]]) -> Comple
             names = asyncio.run(_ask(context.find_root(), listed, incomplete))
         except (RuntimedError, OSError, TimeoutError):
             return []
-        return [name for name in names if name.startswith(incomplete) and name not in given and _WORD.fullmatch(name)]
+        found = dict.fromkeys(names)  # a name that several have is said once
+        return [name for name in found if name.startswith(incomplete) and name not in given and _WORD.fullmatch(name)]
 
     return complete
 
@@ -67,7 +68,39 @@ async def _namespaces(client: "Client", incomplete: str) -> AsyncIterator[str]:
         yield namespace.name
 
 
+async def _pods(client: "Client", incomplete: str) -> AsyncIterator[str]:
+    from runtimed.cli.cri.find import list_pods, pod_names
+
+    for pod in await list_pods(client):
+        for name in (*pod_names(pod.metadata), *([pod.id] if incomplete else [])):
+            yield name
+
+
+async def _pod_containers(client: "Client", incomplete: str) -> AsyncIterator[str]:
+    """Yield names, with those of their pods if a name was begun with one; IDs if something was begun."""
+    from runtimed.cli.cri.find import container_names, list_containers, list_pods
+
+    pods = {one.id: one.metadata for one in await list_pods(client)}
+    for one in await list_containers(client):
+        for name in container_names(one.metadata.name, pods.get(one.pod_sandbox_id)):
+            yield name
+        if incomplete:
+            yield one.id
+
+
+async def _node_images(client: "Client", incomplete: str) -> AsyncIterator[str]:
+    from runtimed.api import cri_pb2 as pb
+    from runtimed.cli.cri.calls import IMAGES
+
+    for image in (await client.call(IMAGES.ListImages, pb.ListImagesRequest())).images:
+        for name in image.repo_tags:
+            yield name if incomplete and name.startswith(incomplete) else _DOCKER_HUB.sub("", name)
+
+
 containers = _completion(_containers)
+pods = _completion(_pods)
+pod_containers = _completion(_pod_containers)
+node_images = _completion(_node_images)
 images = _completion(_images)
 containers_and_images = _completion(_containers_and_images)
 namespaces = _completion(_namespaces)

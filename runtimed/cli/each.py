@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from runtimed.cli.client import Client, Settings, run
-from runtimed.cli.output import note, print_lines
+from runtimed.cli.output import hint, note, print_lines
 from runtimed.errors import RuntimedError
 
 
@@ -21,6 +21,8 @@ def each(settings: Settings, names: Sequence[str], action: Callable[[Client, str
             except RuntimedError as exc:
                 failures += 1
                 note(str(exc))
+                for text in getattr(exc, "__notes__", ()):
+                    hint(text)
             else:
                 if done is not None:
                     print_lines([done])

@@ -8,7 +8,7 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A group whose *lazy* commands are ``<name>_command`` in a module of runtimed.cli each.
+    """A group whose *lazy* commands are ``<name>_command`` in a module of runtimed.cli each, ``-`` being ``_`` there.
 
     An import that is not needed is time between the user and the container.
     """
@@ -24,6 +24,6 @@ class LazyGroup(click.Group):
         module = self._lazy.get(cmd_name)
         if module is None:
             return None
-        command = getattr(importlib.import_module(f"runtimed.cli.{module}"), f"{cmd_name}_command")
+        command = getattr(importlib.import_module(f"runtimed.cli.{module}"), f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command

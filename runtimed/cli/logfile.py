@@ -4,6 +4,7 @@ import os
 import stat
 import sys
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
@@ -24,8 +25,11 @@ def path_of(uri: str) -> Path | None:
 class LogFile:
     """An open log, in a ``with`` block; :meth:`copy` goes on where it ended the last time."""
 
-    def __init__(self, uri: str) -> None:
-        """Raises NotFound, PermissionDenied, InvalidArgument: what *uri* names is no regular file."""
+    def __init__(self, uri: str, *, since: datetime | None = None, timestamps: bool = False) -> None:
+        """Of a log in Kubernetes' format, only the lines of *since* and later, each with its time if *timestamps*.
+
+        Raises NotFound, PermissionDenied, InvalidArgument: what *uri* names is no regular file.
+        """
         path = path_of(uri)
         if path is None:
             raise FailedPrecondition(f"output goes to {uri}, and cannot be read from there")
@@ -33,6 +37,9 @@ class LogFile:
         self._is_cri = urlsplit(uri).scheme == "cri"
         self._fd = _open(path)
         self._begun = b""  # a line of the log that has no end yet
+        self._since = since
+        self._timestamps = timestamps
+        self._is_inside = False  # a line of the process has been begun, and is to go on
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +71,27 @@ class LogFile:
         *lines, self._begun = (self._begun + data).split(b"\n")
         last: BinaryIO = sys.stdout.buffer
         for line in lines:
-            output, text = _parsed(line)
+            output, at, text = _parsed(line)
+            if self._since is not None and not self._is_due(at):
+                continue
+            if self._timestamps and not self._is_inside:
+                text = at + b" " + text
+            self._is_inside = not text.endswith(b"\n")
             if output is not last:
                 last.flush()  # so that a terminal has both in the order of the log
             output.write(text)
             last = output
+
+    def _is_due(self, at: bytes) -> bool:
+        """Say whether a line of this time is wanted: all are from the first one on, clocks go back now and then."""
+        assert self._since is not None
+        try:
+            if datetime.fromisoformat(at.decode()) < self._since:
+                return False
+        except (ValueError, TypeError):  # a line torn by a full disk
+            return False
+        self._since = None
+        return True
 
     def _go_on_in_new_file(self) -> bool:
         """Open the file that has the name now if the one that had it was rotated; that one has been read to its end."""
@@ -83,14 +106,17 @@ class LogFile:
         return False  # not made yet
 
 
-def _parsed(line: bytes) -> tuple[BinaryIO, bytes]:
-    """Return where a line of the log belongs, and its text; one that is none, a line torn by a full disk, as it is."""
+def _parsed(line: bytes) -> tuple[BinaryIO, bytes, bytes]:
+    """Return where a line of the log belongs, its time and its text.
+
+    One that is none, a line torn by a full disk, is taken as it is, without a time.
+    """
     words = line.split(b" ", 3)
     if len(words) < 4 or words[1] not in {b"stdout", b"stderr"}:
-        return sys.stdout.buffer, line + b"\n"
-    _, stream, tag, text = words
+        return sys.stdout.buffer, b"-", line + b"\n"
+    at, stream, tag, text = words
     output = sys.stdout.buffer if stream == b"stdout" else sys.stderr.buffer
-    return output, text if tag.partition(b":")[0] == b"P" else text + b"\n"
+    return output, at, text if tag.partition(b":")[0] == b"P" else text + b"\n"
 
 
 def _open(path: Path) -> int:

@@ -68,11 +68,11 @@ async def remove(client: Client, container: containers.Container) -> None:
 
 
 @click.command("logs", short_help="Print the output of a detached container.")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
+@click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on until the container ends.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Begin with the last LINES lines.")
 @click.argument("id", shell_complete=complete.containers)
 @click.pass_obj
-def logs_command(settings: Settings, follow: bool, lines: int | None, id: str) -> int:
+def logs_command(settings: Settings, is_followed: bool, lines: int | None, id: str) -> int:
     """Print the output of a detached container (stdout and stderr as they came).
 
     Of a log in Kubernetes' format, stderr goes to stderr.
@@ -86,8 +86,8 @@ def logs_command(settings: Settings, follow: bool, lines: int | None, id: str) -
         with LogFile(await _log_of(client, id)) as log:
             if lines is not None:
                 await blocking(log.skip_to_last, lines)
-            if follow:
-                await _follow(client, id, log)
+            if is_followed:
+                await follow(client, id, log)
             else:
                 await blocking(log.copy)
         return 0
@@ -116,7 +116,8 @@ async def _log_of(client: Client, id: str) -> str:
     return str(uri)
 
 
-async def _follow(client: Client, id: str, log: LogFile) -> None:
+async def follow(client: Client, id: str, log: LogFile) -> None:
+    """Copy what comes to *log* until the task of container *id* has ended."""
     ended = asyncio.create_task(_ended(client, id))
     try:
         while not ended.done():

@@ -11,7 +11,7 @@ import click
 
 from runtimed.cli import complete
 from runtimed.cli.lazy import LazyGroup
-from runtimed.cli.output import formatted, note, safe
+from runtimed.cli.output import formatted, hint, note
 from runtimed.errors import RuntimedError
 
 # Command -> module below runtimed.cli; the function has the command's name.
@@ -45,6 +45,8 @@ _COMMANDS = {
     "namespaces": "namespaces",
     "mounts": "mounts",
     "sandboxes": "sandboxes",
+    "pods": "cri.pods",
+    "cri": "cri.group",
     "plugins": "plugins",
     "gc": "gc",
     "info": "server",
@@ -125,7 +127,7 @@ def call(arguments: Sequence[str]) -> int:
         return 2
     except click.UsageError as exc:
         note(exc.format_message())
-        _hint(f"see '{exc.ctx.command_path if exc.ctx else 'rctl'} --help'")
+        hint(f"see '{exc.ctx.command_path if exc.ctx else 'rctl'} --help'")
         return 2
     except click.ClickException as exc:
         note(exc.format_message())
@@ -147,13 +149,9 @@ def _explain(exc: Exception, *, debug: bool) -> None:
     else:
         note(f"unexpected {type(exc).__name__}: {exc}")
         if not debug:
-            _hint("rctl --debug ... shows where; please report it")
-    for hint in getattr(exc, "__notes__", ()):
-        _hint(hint)
-
-
-def _hint(text: str) -> None:
-    print(f"hint: {safe(text)}", file=sys.stderr)
+            hint("rctl --debug ... shows where; please report it")
+    for text in getattr(exc, "__notes__", ()):
+        hint(text)
 
 
 class _OneLine(logging.Handler):

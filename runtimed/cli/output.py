@@ -42,6 +42,11 @@ def note(text: str) -> None:
     print(f"rctl: {safe(text)}", end=end, file=sys.stderr, flush=True)
 
 
+def hint(text: str) -> None:
+    """Say on stderr what to do about what has been said."""
+    print(f"hint: {safe(text)}", file=sys.stderr)
+
+
 def print_json(value: Any) -> None:
     """Print *value* as one line of JSON, or indented on a terminal."""
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=True))

@@ -14,6 +14,8 @@ _PLAIN = {
         *("content get", "content abort", "content rm", "snapshots diff", "snapshots rm", "images unmount"),
         *("leases add", "leases remove", "leases rm", "namespaces rm", "mounts rm", "sandboxes rm"),
         *("gc run", "completion"),
+        *(f"cri {name}" for name in ("start", "stop", "rm", "stopp", "rmp", "rmi", "logs", "exec", "attach", "update")),
+        *("cri port-forward", "cri checkpoint"),
     )
 }
 

@@ -1,6 +1,7 @@
 """Logs as rctl reads them."""
 
 import os
+from datetime import datetime
 
 import pytest
 
@@ -80,3 +81,23 @@ def test_what_is_no_readable_log_is_refused(tmp_path):
     with pytest.raises(Exception, match="log .*/link: Too many levels"):
         LogFile(f"cri://{tmp_path}/link")
     assert path_of("/plain/fifo") is None
+
+
+def test_lines_with_their_times_those_in_pieces_with_one(tmp_path, capsysbinary):
+    path = tmp_path / "log"
+    path.write_text(f"{NOW} stdout P one \n{NOW} stdout F line\nto{NOW} rn\n{NOW} stderr F two\n")
+    with LogFile(f"cri://{path}", timestamps=True) as log:
+        out, err = shown(capsysbinary, log)
+    assert out == f"{NOW} one line\n- to{NOW} rn\n".encode()
+    assert err == f"{NOW} two\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"), [("03:04:06+00:00", b"b\nc\n"), ("04:04:06+01:00", b"b\nc\n"), ("09:00Z", b"")]
+)
+def test_lines_from_a_time_on(tmp_path, capsysbinary, since, expected):
+    times = ["05.000000006Z", "06.5Z", "05.9Z"]  # the clock was put back
+    path = tmp_path / "log"
+    path.write_text("".join(f"2026-01-02T03:04:{at} stdout F {text}\n" for at, text in zip(times, "abc", strict=True)))
+    with LogFile(f"cri://{path}", since=datetime.fromisoformat(f"2026-01-02T{since}")) as log:
+        assert shown(capsysbinary, log)[0] == expected

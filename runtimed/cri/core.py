@@ -27,6 +27,7 @@ from runtimed.metadata.snapshots import Snapshots
 from runtimed.mounts import Mount
 from runtimed.tasks.manager import TaskManager
 from runtimed.threads import blocking
+from runtimed.workers.pool import Pool
 
 
 @dataclass(eq=False, kw_only=True)
@@ -44,6 +45,7 @@ class Core:
     root: Path  # the same, but it survives a reboot
     sampler: Sampler
     repairer: Repairer
+    pool: Pool
     state: State = field(default_factory=State)
     events: ContainerEvents = field(default_factory=ContainerEvents)
     operations: Operations = field(default_factory=Operations)

@@ -9,7 +9,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import container_exit, ending, mapped_volumes, records, sandbox_files
+from runtimed.cri import checkpoint, container_exit, ending, mapped_volumes, records, sandbox_files
 from runtimed.cri.core import Core
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.records import ContainerRecord, SandboxRecord
@@ -126,5 +126,8 @@ def _take_container(core: Core, container: Container, process: Process | None) -
             container.state = pb.CONTAINER_UNKNOWN
         case Status.CREATED:  # a start that the daemon did not live to see the end of
             core.spawn(container_exit.remove_unstarted(core, container))
+        case Status.PAUSED:
+            container.state = pb.CONTAINER_RUNNING
+            core.spawn(checkpoint.recover(core, container))
         case _:
             container.state = pb.CONTAINER_RUNNING

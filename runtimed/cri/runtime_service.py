@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri import metrics, stats, status
+from runtimed.cri.checkpoint import checkpoint_container
 from runtimed.cri.container_create import create_container
 from runtimed.cri.container_remove import remove_container
 from runtimed.cri.container_start import start_container
@@ -161,6 +162,12 @@ class RuntimeService:
     ) -> pb.UpdatePodSandboxResourcesResponse:
         await update_pod_sandbox_resources(self._core, request)
         return pb.UpdatePodSandboxResourcesResponse()
+
+    async def CheckpointContainer(
+        self, request: pb.CheckpointContainerRequest, context: Context
+    ) -> pb.CheckpointContainerResponse:
+        await checkpoint_container(self._core, request.container_id, request.location, request.timeout)
+        return pb.CheckpointContainerResponse()
 
     async def ReopenContainerLog(
         self, request: pb.ReopenContainerLogRequest, context: Context

@@ -70,6 +70,7 @@ async def start(
         root=config.root / "cri",
         sampler=Sampler(filesystems),
         repairer=repairer,
+        pool=pool,
     )
     held.push_async_callback(core.close)
     # Subscribed first: what ends while the rest is looked at is not missed.

@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -323,6 +324,33 @@ def test_resources_are_changed_while_it_runs_and_before(cri, run):
             pb.UpdateContainerResourcesRequest(container_id=running, linux=changed), timeout=TIMEOUT_S
         )
     assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_checkpoint_that_cannot_be_is_refused_and_the_container_goes_on(cri, run, tmp_path):
+    """With criu: vm/inside/test_cri_checkpoint.py."""
+    id = run("kept", "while :; do echo on; usleep 10000; done")
+    ended = run("ended", "true")
+    wait(cri, ended)
+
+    def refused(container, location):
+        request = pb.CheckpointContainerRequest(container_id=container, location=location)
+        with pytest.raises(grpc.RpcError) as failed:
+            cri.runtime.CheckpointContainer(request, timeout=TIMEOUT_S)
+        return failed.value.code(), failed.value.details()
+
+    assert refused(id, "relative")[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused("f" * 64, "/x")[0] is grpc.StatusCode.NOT_FOUND
+    assert refused(ended, "/x") == (grpc.StatusCode.FAILED_PRECONDITION, f"container {ended} is not running")
+    if shutil.which("criu") is None:
+        code, told = refused(id, str(tmp_path / "c.tar"))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "need criu: install it" in told
+    log = Path(cri.status(id).log_path)
+    size = log.stat().st_size
+    grows = pb.ExecSyncRequest(container_id=id, cmd=["usleep", "100000"], timeout=10)
+    cri.runtime.ExecSync(grows, timeout=TIMEOUT_S)
+    assert log.stat().st_size > size
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_renamed_log_is_made_anew_and_written_on(cri, run, tmp_path):

@@ -31,7 +31,8 @@ class Cri:
 
     def connect(self) -> None:
         largest = ("grpc.max_receive_message_length", 16 << 20)  # what a kubelet takes
-        self.channel = grpc.insecure_channel(f"unix:{self.daemon.address}", options=[largest])
+        own = ("grpc.use_local_subchannel_pool", 1)  # a new channel waits for no other's next try
+        self.channel = grpc.insecure_channel(f"unix:{self.daemon.address}", options=[largest, own])
         self.runtime = RuntimeServiceStub(self.channel)
         self.images = ImageServiceStub(self.channel)
 

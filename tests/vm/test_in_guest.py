@@ -39,23 +39,23 @@ def cases() -> Iterator[tuple[str, str]]:
     inside = sorted(Path(__file__).parent.glob("inside/test_*.py"))
     for kernel in SUITES:
         for path in inside:
-            for name in tests_of(path):
+            for name in names_in(path):
                 if WITH_SYSTEMD in path.name:
                     continue
                 if FULL or kernel == "6.12" or any(part in name for part in ON_EACH_KERNEL):
                     yield kernel, f"{path.relative_to(CHECKOUT)}::{name}"
     for path in inside:
         if WITH_SYSTEMD in path.name:
-            for name in tests_of(path):
+            for name in names_in(path):
                 yield f"6.12{SYSTEMD}", f"{path.relative_to(CHECKOUT)}::{name}"
     for file, parts in FROM_OUTSIDE.items():
         path = CHECKOUT / "tests/e2e" / file
-        for name in tests_of(path):
+        for name in names_in(path):
             if FULL or any(part in name for part in parts):
                 yield "6.12", f"{path.relative_to(CHECKOUT)}::{name}"
 
 
-def tests_of(path: Path) -> Iterator[str]:
+def names_in(path: Path) -> Iterator[str]:
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             yield node.name

@@ -102,7 +102,9 @@ def test_a_crash_at_any_step_of_a_pod_or_container_leaves_what_can_be_removed(cr
 
 
 def test_daemons_that_die_again_and_again_while_pods_come_and_go_leave_none_of_them(cri):
-    made, deaths, is_up = [], [], threading.Event()
+    made: list[str] = []
+    deaths: list[int] = []
+    is_up = threading.Event()
     is_up.set()
 
     def come_and_go(number):

@@ -14,7 +14,7 @@ from runtimed.errors import InvalidArgument, NotFound
 A, B, C = ("aa" * 32, "ab" * 32, "c" * 64)
 
 
-class Daemon:
+class _Daemon:
     """Answers the two list calls."""
 
     def __init__(self, pods: list[pb.PodSandbox], containers: list[pb.Container]) -> None:
@@ -25,6 +25,11 @@ class Daemon:
         if "Sandbox" in method.path:
             return pb.ListPodSandboxResponse(items=self.pods)
         return pb.ListContainersResponse(containers=self.containers)
+
+
+def daemon_of(pods: list[pb.PodSandbox], containers: list[pb.Container]) -> Any:
+    """Return what is asked as a connection is."""
+    return _Daemon(pods, containers)
 
 
 def pod(id: str, name: str, namespace: str = "default", *, ready: bool = True) -> pb.PodSandbox:
@@ -42,7 +47,7 @@ def container(id: str, name: str, pod: str = A, *, running: bool = True) -> pb.C
     [("web", A), ("shop/web", A), ("aa", A), ("c", C), ("old", C), (B, B), ("f" * 64, "f" * 64)],
 )
 async def test_a_pod_goes_by_its_name_or_the_beginning_of_its_id(word, found):
-    daemon = Daemon([pod(A, "web", "shop"), pod(B, "old", ready=False), pod(C, "old")], [])
+    daemon = daemon_of([pod(A, "web", "shop"), pod(B, "old", ready=False), pod(C, "old")], [])
     assert await find.pod_id(daemon, word) == found
 
 
@@ -53,11 +58,11 @@ async def test_a_pod_goes_by_its_name_or_the_beginning_of_its_id(word, found):
 async def test_a_container_goes_by_its_name_and_its_pods(word, found):
     pods = [pod(A, "web", "shop"), pod(B, "db")]
     containers = [container(A, "main"), container(B, "again", B, running=False), container(C, "again", B)]
-    assert await find.container_id(Daemon(pods, containers), word) == found
+    assert await find.container_id(daemon_of(pods, containers), word) == found
 
 
 async def test_what_does_not_tell_them_apart_is_refused():
-    daemon = Daemon([pod(A, "web", "shop")], [container(A, "main"), container(B, "main")])
+    daemon = daemon_of([pod(A, "web", "shop")], [container(A, "main"), container(B, "main")])
     for word in ("a", "main", "web/main"):
         with pytest.raises(InvalidArgument, match=f"'{word}' could be any of 2: {A[:13]}, {B[:13]}"):
             await find.container_id(daemon, word)

@@ -10,12 +10,13 @@ from asyncio import sslproto
 import pytest
 import websockets.asyncio.server
 import websockets.exceptions
+from websockets.typing import Subprotocol
 
 from runtimed.cli.cri import remote
 from runtimed.cli.cri.websocket import connected
 from runtimed.errors import Internal, InvalidArgument, NotFound, Unavailable
 
-PROTOCOLS = remote.PROTOCOLS
+PROTOCOLS = [Subprotocol(name) for name in remote.PROTOCOLS]
 
 
 async def serving(handler, **options):
@@ -118,7 +119,7 @@ _context(None)
 asyncio.sslproto.SSLProtocol, asyncio.sslproto.ssl.MemoryBIO
 """
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert sslproto.ssl is ssl
+    assert vars(sslproto)["ssl"] is ssl
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ _BY_PROGRAMS = {
     **{f"containerd.services.sandbox.v1.Controller.{name}": _SANDBOX
        for name in ("Create", "Start", "Platform", "Status", "Metrics", "Update", "Wait")},
     "containerd.services.tasks.v1.Tasks.Update": "e2e/test_resources.py::test_rctl_changes_limits",
+    "runtimed.v1.Doctor.Check": "e2e/test_doctor.py::test_it_finds_nothing_finds_a_stray_and_repairs_it",
     "runtimed.v1.Doctor.CheckLayers":
         "e2e/test_snapshots_fsck.py::test_a_layer_file_that_was_changed_is_found_and_pulled_again",
     "runtimed.v1.Doctor.RepairLayers":
@@ -155,7 +156,9 @@ def table() -> str:
     for method in methods():
         tests = shown.get(method.full_name, ["-"])
         # The one nearest to the service, if there is: its own unit test.
-        best = min(tests, key=lambda test: (not test.startswith("unit/services"), len(test), test))
+        best = _BY_PROGRAMS.get(method.full_name) or min(
+            tests, key=lambda test: (not test.startswith("unit/services"), len(test), test)
+        )
         rows.append(f"| `{method.containing_service.full_name}` | {method.name} | `{best}` |\n")
     return _HEAD + "".join(rows)
 

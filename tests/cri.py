@@ -30,9 +30,12 @@ class Cri:
         self.connect()
 
     def connect(self) -> None:
-        largest = ("grpc.max_receive_message_length", 16 << 20)  # what a kubelet takes
-        own = ("grpc.use_local_subchannel_pool", 1)  # a new channel waits for no other's next try
-        self.channel = grpc.insecure_channel(f"unix:{self.daemon.address}", options=[largest, own])
+        options = [
+            ("grpc.max_receive_message_length", 16 << 20),  # what a kubelet takes
+            ("grpc.use_local_subchannel_pool", 1),  # a new channel waits for no other's next try
+            ("grpc.max_reconnect_backoff_ms", 500),
+        ]
+        self.channel = grpc.insecure_channel(f"unix:{self.daemon.address}", options=options)
         self.runtime = RuntimeServiceStub(self.channel)
         self.images = ImageServiceStub(self.channel)
 

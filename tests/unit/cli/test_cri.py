@@ -14,7 +14,7 @@ from runtimed.errors import InvalidArgument, NotFound
 A, B, C = ("aa" * 32, "ab" * 32, "c" * 64)
 
 
-class _Daemon:
+class Daemon:
     """Answers the two list calls."""
 
     def __init__(self, pods: list[pb.PodSandbox], containers: list[pb.Container]) -> None:
@@ -27,9 +27,8 @@ class _Daemon:
         return pb.ListContainersResponse(containers=self.containers)
 
 
-def daemon_of(pods: list[pb.PodSandbox], containers: list[pb.Container]) -> Any:
-    """Return what is asked as a connection is."""
-    return _Daemon(pods, containers)
+def daemon(pods: list[pb.PodSandbox], containers: list[pb.Container]) -> Any:
+    return Daemon(pods, containers)
 
 
 def pod(id: str, name: str, namespace: str = "default", *, ready: bool = True) -> pb.PodSandbox:
@@ -47,8 +46,8 @@ def container(id: str, name: str, pod: str = A, *, running: bool = True) -> pb.C
     [("web", A), ("shop/web", A), ("aa", A), ("c", C), ("old", C), (B, B), ("f" * 64, "f" * 64)],
 )
 async def test_a_pod_goes_by_its_name_or_the_beginning_of_its_id(word, found):
-    daemon = daemon_of([pod(A, "web", "shop"), pod(B, "old", ready=False), pod(C, "old")], [])
-    assert await find.pod_id(daemon, word) == found
+    asked = daemon([pod(A, "web", "shop"), pod(B, "old", ready=False), pod(C, "old")], [])
+    assert await find.pod_id(asked, word) == found
 
 
 @pytest.mark.parametrize(
@@ -58,17 +57,17 @@ async def test_a_pod_goes_by_its_name_or_the_beginning_of_its_id(word, found):
 async def test_a_container_goes_by_its_name_and_its_pods(word, found):
     pods = [pod(A, "web", "shop"), pod(B, "db")]
     containers = [container(A, "main"), container(B, "again", B, running=False), container(C, "again", B)]
-    assert await find.container_id(daemon_of(pods, containers), word) == found
+    assert await find.container_id(daemon(pods, containers), word) == found
 
 
 async def test_what_does_not_tell_them_apart_is_refused():
-    daemon = daemon_of([pod(A, "web", "shop")], [container(A, "main"), container(B, "main")])
+    asked = daemon([pod(A, "web", "shop")], [container(A, "main"), container(B, "main")])
     for word in ("a", "main", "web/main"):
         with pytest.raises(InvalidArgument, match=f"'{word}' could be any of 2: {A[:13]}, {B[:13]}"):
-            await find.container_id(daemon, word)
+            await find.container_id(asked, word)
     for word in ("", "x", "other/main"):
         with pytest.raises(NotFound, match="no container has the name") as raised:
-            await find.container_id(daemon, word)
+            await find.container_id(asked, word)
         assert raised.value.__notes__ == ["'rctl cri ps -a' lists them"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from aiohttp import WSMsgType, web
 
 from runtimed.cri.streaming import running
+from runtimed.cri.streaming.hangup import HangUp
 from runtimed.cri.streaming.session import Input, Runtime, Session, Write
 from runtimed.cri.streaming.tickets import Ticket
 
@@ -23,10 +24,12 @@ _STDIN, _STDOUT, _STDERR, _ERROR, _RESIZE, _CLOSE = 0, 1, 2, 3, 4, 255
 _PIECE = 32 << 10  # bytes of a message
 
 
-async def remote(socket: web.WebSocketResponse, runtime: Runtime, ticket: Ticket) -> None:
+async def remote(
+    socket: web.WebSocketResponse, transport: asyncio.BaseTransport, runtime: Runtime, ticket: Ticket
+) -> None:
     """Serve an exec or attach on *socket*."""
     protocol = socket.ws_protocol or "channel.k8s.io"
-    channels = Channels(socket, protocol)
+    channels = Channels(socket, protocol, transport)
     stdin = Input(channels.look) if ticket.stdin else None
     session = Session(
         stdin,
@@ -54,7 +57,8 @@ async def _read(
     try:
         async for channel, data in channels:
             if channel == _STDIN and stdin is not None:
-                await channels.fill(stdin, data)
+                if not await channels.fill(stdin, data):
+                    return
             elif channel == _RESIZE:
                 running.resize(data, session)
             elif channel == _CLOSE and can_close and data[:1] == b"\0" and stdin is not None:
@@ -68,8 +72,9 @@ async def _read(
 class Channels:
     """A WebSocket whose messages begin with a channel's number: a byte, or in base64 protocols a character from "0"."""
 
-    def __init__(self, socket: web.WebSocketResponse, protocol: str) -> None:
+    def __init__(self, socket: web.WebSocketResponse, protocol: str, transport: asyncio.BaseTransport) -> None:
         self._socket = socket
+        self._transport = transport
         self._is_base64 = "base64" in protocol
         self._drained = asyncio.Event()
 
@@ -77,12 +82,16 @@ class Channels:
         """Called by an input that has changed."""
         self._drained.set()
 
-    async def fill(self, input: Input, data: bytes) -> None:
-        """Give *data* to an input, and wait until it has room for more."""
+    async def fill(self, input: Input, data: bytes) -> bool:
+        """Give *data* to an input, and wait until it has room for more; return whether the client is still there."""
         input.feed(data)
-        while input.is_full:
-            self._drained.clear()
-            await self._drained.wait()
+        if not input.is_full:
+            return True
+        with HangUp(self._transport, self._drained.set) as hangup:
+            while input.is_full and not hangup.has_come:
+                self._drained.clear()
+                await self._drained.wait()
+        return not hangup.has_come
 
     def writer(self, channel: int) -> Write:
         async def write(data: bytes) -> None:

@@ -20,9 +20,11 @@ PROTOCOLS = ("v4.channel.k8s.io", "v4.base64.channel.k8s.io")
 MOST = 32  # ports of one WebSocket
 
 
-async def forward(socket: web.WebSocketResponse, runtime: Runtime, ticket: Ticket) -> None:
+async def forward(
+    socket: web.WebSocketResponse, transport: asyncio.BaseTransport, runtime: Runtime, ticket: Ticket
+) -> None:
     """Serve port-forward for all ports of *ticket*."""
-    channels = Channels(socket, socket.ws_protocol or PROTOCOLS[0])
+    channels = Channels(socket, socket.ws_protocol or PROTOCOLS[0], transport)
     inputs = [Input(channels.look) for _ in ticket.ports]
     gone = asyncio.Event()
     reading = asyncio.create_task(_read(channels, inputs, gone))
@@ -40,8 +42,9 @@ async def forward(socket: web.WebSocketResponse, runtime: Runtime, ticket: Ticke
 async def _read(channels: Channels, inputs: list[Input], gone: asyncio.Event) -> None:
     try:
         async for channel, data in channels:
-            if channel % 2 == 0 and 0 <= channel < 2 * len(inputs):
-                await channels.fill(inputs[channel // 2], data)
+            is_data = channel % 2 == 0 and 0 <= channel < 2 * len(inputs)
+            if is_data and not await channels.fill(inputs[channel // 2], data):
+                return
     finally:
         gone.set()
 

@@ -1,10 +1,11 @@
 """A connection that aiohttp has read a request from, taken over for another protocol."""
 
 import asyncio
-import select
 from collections.abc import Callable, Mapping
 
 from aiohttp import web
+
+from runtimed.cri.streaming.hangup import HangUp
 
 
 class Raw(asyncio.Protocol):
@@ -18,7 +19,7 @@ class Raw(asyncio.Protocol):
         self.on_data: Callable[[bytes], None] = lambda data: None
         self.on_lost: Callable[[], None] = lambda: None
         self._former = request.protocol
-        self._hangup: select.epoll | None = None  # while reading is paused
+        self._hangup: HangUp | None = None  # while reading is paused
         self._writable = asyncio.Event()
         self._writable.set()
         transport.set_protocol(self)
@@ -37,9 +38,7 @@ class Raw(asyncio.Protocol):
         """Read no more for now. A client that leaves meanwhile is noticed all the same; what it sent last is lost."""
         if self._hangup is None and not self.lost.is_set():
             self.transport.pause_reading()
-            self._hangup = select.epoll()
-            self._hangup.register(self.transport.get_extra_info("socket").fileno(), select.EPOLLRDHUP)
-            asyncio.get_running_loop().add_reader(self._hangup.fileno(), self.transport.abort)
+            self._hangup = HangUp(self.transport, self.transport.abort)
 
     def resume(self) -> None:
         if self._hangup is not None:
@@ -48,7 +47,6 @@ class Raw(asyncio.Protocol):
 
     def _unwatch(self) -> None:
         if self._hangup is not None:
-            asyncio.get_running_loop().remove_reader(self._hangup.fileno())
             self._hangup.close()
             self._hangup = None
 

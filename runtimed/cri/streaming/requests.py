@@ -8,6 +8,7 @@ from aiohttp import web
 
 from runtimed.cri.streaming import over_spdy, over_websocket, ports_over_websocket
 from runtimed.cri.streaming.connection import Connection
+from runtimed.cri.streaming.hangup import HangUp, watch_over
 from runtimed.cri.streaming.raw import Raw
 from runtimed.cri.streaming.session import Runtime
 from runtimed.cri.streaming.tickets import Ticket, Tickets
@@ -62,6 +63,7 @@ class Requests:
         protocol = next((one for one in known if one in offered), None) or (None if offered else known[-1])
         if protocol is None:
             return web.Response(status=403, text=f"of these protocols one must be spoken: {', '.join(known)}")
+        watch_over(_transport(request))
         raw = Raw(request)
         raw.switch({"Connection": "Upgrade", "Upgrade": "SPDY/3.1", "X-Stream-Protocol-Version": protocol})
         connection = Connection(raw.send, raw.pause, raw.resume, max_streams=_most(ticket))
@@ -79,20 +81,22 @@ class Requests:
         if forwards:  # the old protocols have no other way to say which ports
             has_few = 0 < len(ticket.ports) <= ports_over_websocket.MOST
             known = (over_websocket.TUNNEL, *(ports_over_websocket.PROTOCOLS if has_few else ()))
-        socket = web.WebSocketResponse(protocols=known, max_msg_size=_MAX_MESSAGE, compress=False, heartbeat=60.0)
+        socket = web.WebSocketResponse(protocols=known, max_msg_size=_MAX_MESSAGE, compress=False)
         offered = [one.strip() for one in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if one.strip()]
         if not set(offered) & set(known) and (offered or forwards):
             return web.Response(status=403, text=f"of these protocols one must be spoken: {', '.join(known)}")
+        transport = _transport(request)
+        watch_over(transport)
         await socket.prepare(request)
         if socket.ws_protocol == over_websocket.TUNNEL:
-            await self._tunnel(socket, ticket)
+            await self._tunnel(socket, transport, ticket)
         elif forwards:
-            await ports_over_websocket.forward(socket, self._runtime, ticket)
+            await ports_over_websocket.forward(socket, transport, self._runtime, ticket)
         else:
-            await over_websocket.remote(socket, self._runtime, ticket)
+            await over_websocket.remote(socket, transport, self._runtime, ticket)
         return socket
 
-    async def _tunnel(self, socket: web.WebSocketResponse, ticket: Ticket) -> None:
+    async def _tunnel(self, socket: web.WebSocketResponse, transport: asyncio.BaseTransport, ticket: Ticket) -> None:
         """SPDY in the messages of a WebSocket."""
         flowing = asyncio.Event()
         flowing.set()
@@ -102,7 +106,11 @@ class Requests:
             try:
                 while (message := await socket.receive()).type == web.WSMsgType.BINARY:
                     connection.feed(message.data)
-                    await flowing.wait()
+                    if not flowing.is_set():
+                        with HangUp(transport, flowing.set) as hangup:
+                            await flowing.wait()
+                        if hangup.has_come:
+                            return
             finally:
                 connection.lost()
 
@@ -147,6 +155,12 @@ class Requests:
         finally:
             timers[0].cancel()
         connection.lost()
+
+
+def _transport(request: web.Request) -> asyncio.BaseTransport:
+    if request.transport is None:
+        raise ConnectionResetError("the client has gone")
+    return request.transport
 
 
 def _most(ticket: Ticket) -> int:

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 import websockets
 
-from runtimed.cri.streaming import spdy, tickets
+from runtimed.cri.streaming import over_spdy, spdy, tickets
 from runtimed.cri.streaming.server import Settings, StreamingServer
 from runtimed.cri.streaming.tickets import Ticket, Tickets
 from runtimed.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -27,6 +27,7 @@ class FakeRuntime:
 
     def __init__(self):
         self.sizes = []
+        self.sessions = []
         self.cancelled = asyncio.Event()
         self.forwarded = asyncio.Event()  # a connection has ended
         self.written = 0
@@ -53,6 +54,7 @@ class FakeRuntime:
                     self.cancelled.set()
                     raise
             case "hang":
+                self.sessions.append(session)
                 try:
                     await asyncio.Event().wait()
                 finally:
@@ -60,11 +62,17 @@ class FakeRuntime:
         return 0
 
     async def attach(self, container, tty, session):
+        self.sessions.append(session)
         await session.stdout(b"attached")
 
     async def port_forward(self, sandbox, port, incoming, outgoing):
         if port == 81:
             raise NotFound("port 81 of the pod")
+        if port == 82:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
         try:
             while data := await incoming.read():
                 await outgoing(data.upper())
@@ -151,6 +159,13 @@ async def test_a_client_that_leaves_ends_the_command():
             await runtime.cancelled.wait()
 
 
+def reset(transport):
+    """End a connection at once: an end in due form would come behind the bytes that nobody reads."""
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
 async def test_a_client_that_never_reads_holds_little():
     async with serving() as (server, runtime):
         client, _ = await opened(server, ticket("yes"))
@@ -175,12 +190,93 @@ async def test_a_client_that_writes_to_a_command_that_never_reads_is_held_up():
                 for _ in range(4096):
                     client.send(ids["stdin"], b"x" * 32768)
                     await client.writer.drain()
-        # At once, by a reset: an end in due form would come behind the bytes that nobody reads.
-        connection = client.writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.writer.transport.abort()
+        reset(client.writer.transport)
         async with asyncio.timeout(10):
             await runtime.cancelled.wait()
+
+
+@pytest.mark.parametrize("kind", ["exec", "portforward"])
+async def test_a_websocket_that_leaves_while_it_is_held_up_ends_the_call(kind):
+    async with serving() as (server, runtime):
+        request = ticket("hang") if kind == "exec" else Ticket(kind=kind, target="p", ports=(82,))
+        async with socket_to(server.url(request), V4) as ws:
+            with pytest.raises(TimeoutError):  # noqa: PT012
+                async with asyncio.timeout(0.5):
+                    while True:
+                        await ws.send(bytes(100_000))
+            reset(ws.transport)
+        async with asyncio.timeout(10):
+            await runtime.cancelled.wait()
+
+
+async def test_a_websocket_that_never_reads_holds_little():
+    async with serving() as (server, runtime):
+        async with socket_to(server.url(ticket("yes")), V4) as ws:
+            ws.transport.pause_reading()
+            before = -1
+            async with asyncio.timeout(20):
+                while runtime.written != before or not before:  # until the sockets' buffers are full
+                    before = runtime.written
+                    await asyncio.sleep(0.3)
+            assert runtime.written < 64 << 20
+            ws.transport.abort()
+        async with asyncio.timeout(10):
+            await runtime.cancelled.wait()
+
+
+async def test_a_message_that_is_too_long_ends_the_websocket():
+    async with serving() as (server, runtime):
+        async with socket_to(server.url(ticket("hang")), V4) as ws:
+            await ws.recv()
+            await ws.send(bytes((1 << 20) + 2))
+            with pytest.raises(websockets.ConnectionClosedError):
+                await ws.recv()
+        assert ws.close_code == 1009
+        async with asyncio.timeout(10):
+            await runtime.cancelled.wait()
+
+
+@pytest.mark.parametrize("kind", ["exec", "attach"])
+async def test_a_client_that_opens_no_streams_is_let_go(kind, monkeypatch):
+    monkeypatch.setattr(over_spdy, "_STREAMS_WITHIN_S", 0.05)
+    async with serving() as (server, runtime):
+        request = Ticket(kind=kind, target="c", command=("hang",), stdin=True, stdout=True)
+        client = await SpdyClient.connect(server.url(request), V4)
+        for name in ("error", "stdin", "nonsense"):
+            client.open(streamtype=name)
+        await client.end()
+        assert not runtime.sessions
+        await client.close()
+
+
+async def test_sizes_without_end_hold_nothing():
+    async with serving() as (server, runtime):
+        client, ids = await opened(server, ticket("hang", tty=True))
+        for number in range(1, 20_000):
+            client.send(ids["resize"], b'{"Width":%d,"Height":7}\n' % number)
+            if number % 500 == 0:
+                await client.writer.drain()
+        client.control(6, struct.pack(">I", 5))
+        await client.until(lambda: client.pings == [5])
+        async with asyncio.timeout(10):
+            [session] = runtime.sessions
+            while await session.resizes.get() != (19_999, 7):
+                pass
+        assert session.resizes.empty()
+        await client.close()
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "SPDY/3.1"])
+async def test_a_page_of_another_origin_needs_the_token_and_learns_nothing_without(upgrade):
+    async with serving() as (server, _):
+        url = server.url(ticket())
+        headers = {"Origin": "https://elsewhere.example", "Upgrade": upgrade, "Connection": "Upgrade"}
+        async with aiohttp.ClientSession() as session:
+            for wrong in (f"{url}x", url.replace("/exec/", "/attach/"), url.rpartition("/")[0] + "/"):
+                async with session.get(wrong, headers=headers) as answer:
+                    assert answer.status == 404
+                    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+                    assert url.rpartition("/")[2] not in await answer.text()
 
 
 async def test_a_silent_connection_ends():

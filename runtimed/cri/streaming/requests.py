@@ -157,7 +157,7 @@ class Requests:
         connection.lost()
 
 
-def _transport(request: web.Request) -> asyncio.BaseTransport:
+def _transport(request: web.BaseRequest) -> asyncio.BaseTransport:
     if request.transport is None:
         raise ConnectionResetError("the client has gone")
     return request.transport

@@ -170,6 +170,7 @@ def small_disk(tmp_path):
 async def test_a_flood_of_output_leaves_the_shim_time_for_calls(shim, bundle, tmp_path):
     log = tmp_path / "log"
     pid = await shim.run("t1", bundle("exec yes"), stdout=f"cri://{log}")
+    await eventually(lambda: log.stat().st_size)  # it floods
     async with asyncio.timeout(10):
         for _ in range(20):
             assert (await shim.state("t1")).status == 2

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 
 from runtimed import failpoints, gcgraph
 from runtimed.api import events_pb2, images_pb2
@@ -30,6 +31,12 @@ _SHORTEST_S = 0.005  # what a collection counts for at least
 _LONGEST_WAIT_S = 60.0  # the wall clock is looked at that often
 _SCAN_S = 1.0  # how soon a new expiry is known
 _RETRY_S = 5.0  # after a failure, and for snapshots that were in use
+
+
+class Listener(Protocol):
+    """Hears how many records a collection removed, how many seconds it took, and whether it failed."""
+
+    def __call__(self, removed: int, seconds: float, *, failed: bool) -> None: ...
 
 
 class Collector:
@@ -63,6 +70,7 @@ class Collector:
         self._left: dict[str, set[str]] = {}  # snapshots without a row that could not be removed
         self._retry_at: float | None = None
         self._is_closed = False
+        self.listener: Listener | None = None  # hears of each collection
 
     def configure(self, config: Gc) -> None:
         """Take other settings from now on."""
@@ -182,6 +190,8 @@ class Collector:
                 waiting.set_exception(failure) if failure else waiting.set_result(None)
         took = max(time.monotonic() - began, _SHORTEST_S)
         self._earliest = time.monotonic() + took * (100 / max(self._config.pause_percent, 1) - 1)
+        if self.listener is not None:
+            self.listener(removed, took, failed=failure is not None)
         if removed:
             log.info("garbage collected", extra={"removed": removed, "ms": round(took * 1000)})
 

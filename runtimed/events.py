@@ -11,7 +11,7 @@ that is made meanwhile begins with those that were told before it.
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,6 +24,7 @@ from runtimed.api import events_pb2, types_pb2  # noqa: F401  events_pb2: its ty
 from runtimed.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
 QUEUE_LENGTH = 10_000  # events that a subscriber may lag behind
+_TOPICS = 100  # that are counted by themselves; twice as many as there are
 MISSED_WITHIN_S = 15.0  # as long as a client that has lost its daemon takes to subscribe to the next one, and more
 
 
@@ -34,6 +35,8 @@ class EventBus:
         self._queue_length = queue_length
         self._subscriptions: set[Subscription] = set()
         self._closed = False
+        self.told: Counter[str] = Counter()  # events by topic; of clients' inventions there may be many, so not of all
+        self._lost = 0  # by subscribers that have gone
         self._opened_ns = time.time_ns()
         self._kept: deque[types_pb2.Envelope] = deque(maxlen=queue_length)
         self._kept_until = time.monotonic() + MISSED_WITHIN_S
@@ -71,6 +74,8 @@ class EventBus:
             raise InvalidArgument(f"event {envelope.topic}: timestamp is required")
         if was_missed or envelope.timestamp.ToNanoseconds() < self._opened_ns:
             self._keep(envelope)
+        known = envelope.topic in self.told or len(self.told) < _TOPICS
+        self.told[envelope.topic if known else "other"] += 1
         fields = _Fields(envelope)
         for subscription in self._subscriptions:
             if subscription._filter.match(fields.get):
@@ -96,6 +101,17 @@ class EventBus:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
+            self._lost += subscription.lost
+
+    @property
+    def subscribers(self) -> int:
+        """How many subscriptions there are."""
+        return len(self._subscriptions)
+
+    @property
+    def lost(self) -> int:
+        """How many events subscribers have missed because they did not keep up."""
+        return self._lost + sum(subscription.lost for subscription in self._subscriptions)
 
     def _keep(self, envelope: types_pb2.Envelope) -> None:
         if time.monotonic() < self._kept_until:
@@ -124,7 +140,7 @@ class Subscription:
         self._filter = wanted
         self._limit = limit
         self._queue: deque[types_pb2.Envelope] = deque()
-        self._lost = 0
+        self.lost = 0
         self._ended = False
         self._wake = asyncio.Event()
 
@@ -132,8 +148,8 @@ class Subscription:
         while True:
             while self._queue:
                 yield self._queue.popleft()
-            if self._lost:
-                raise ResourceExhausted(f"event subscriber fell behind: {self._lost} events lost; subscribe again")
+            if self.lost:
+                raise ResourceExhausted(f"event subscriber fell behind: {self.lost} events lost; subscribe again")
             if self._ended:
                 return
             self._wake.clear()
@@ -141,8 +157,8 @@ class Subscription:
 
     def _put(self, envelope: types_pb2.Envelope) -> None:
         # Once one is lost the stream has a hole, and nothing behind the hole may be delivered.
-        if self._lost or len(self._queue) >= self._limit:
-            self._lost += 1
+        if self.lost or len(self._queue) >= self._limit:
+            self.lost += 1
         else:
             self._queue.append(envelope)
         self._wake.set()

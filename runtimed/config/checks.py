@@ -1,5 +1,6 @@
 """What a setting's kind does not say of it: ranges, paths, and what must fit to what."""
 
+import ipaddress
 import re
 from dataclasses import replace
 
@@ -41,6 +42,8 @@ def checked(config: Config) -> Config:
         raise InvalidArgument("socket.uid, socket.gid: must not be negative")
     if not config.address.startswith("/"):
         raise InvalidArgument(f"address: {config.address!r} must be the absolute path of a unix socket")
+    if config.metrics.address:
+        _check_metrics(config.metrics.address)
     _check_registry(config.registry)
     for name, processor in config.stream_processors.items():
         for what in ("accepts", "returns", "path"):
@@ -65,6 +68,21 @@ def _check_nri(nri: Nri) -> None:
     for name in ("registration_timeout_ms", "request_timeout_ms"):
         if not 1 <= getattr(nri, name) <= 600_000:
             raise InvalidArgument(f"nri.{name}: {getattr(nri, name)} is not between 1 and 600000")
+
+
+def _check_metrics(address: str) -> None:
+    if address.startswith("/"):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        is_fine = ipaddress.ip_address(host.strip("[]")).is_loopback and 0 < int(port) < 1 << 16
+    except ValueError:
+        is_fine = False
+    if not is_fine:
+        raise InvalidArgument(
+            f"metrics.address: {address!r} is neither the absolute path of a unix socket nor a port of this machine"
+            " alone, such as 127.0.0.1:1338; who asks from elsewhere needs a proxy that knows him"
+        )
 
 
 def _check_proxy(key: str, plugin: ProxyPlugin) -> None:

@@ -62,6 +62,13 @@ class Doctor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """For Prometheus, at `/v1/metrics`; docs/metrics.md has the list."""
+
+    address: str = ""  # such as 127.0.0.1:1338, or the path of a unix socket; "": nowhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryCredentials:
     """``[registry.credentials."<host>"]``: how a host gets to know us. Secrets are in files of their own, read anew."""
 
@@ -203,6 +210,7 @@ class Config:
     content: ContentStore = ContentStore()
     gc: Gc = Gc()
     doctor: Doctor = Doctor()
+    metrics: Metrics = Metrics()
     restart: Restart = Restart()
     cri: Cri = Cri()
     nri: Nri = Nri()

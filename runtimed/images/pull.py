@@ -90,6 +90,7 @@ class Puller:
         foreign_layers: bool = False,
     ) -> None:
         """With *foreign_layers* they are had from the source like others; else an image that has one is refused."""
+        self.listener: Callable[[Timings], None] | None = None  # hears of each pull that succeeded
         self._verifier = verifier or Verifier(ImageVerification(), content)
         self._content = content
         self._foreign_layers = foreign_layers
@@ -136,6 +137,8 @@ class Puller:
             report(Progress(event="saved", name=one.image.name, descriptor=one.image.target))
         timings = clock.timings()
         log.info("image pulled", extra={"image": str(source.reference), "digest": root.digest, **_logged(timings)})
+        if self.listener is not None:
+            self.listener(timings)
         told = msgspec.structs.replace(root, annotations={ANNOTATION: msgspec.json.encode(timings).decode()})
         report(Progress(event=f"Completed pull from OCI Registry ({source.reference})", descriptor=told))
         return pulled

@@ -17,6 +17,7 @@ from runtimed.errors import ResourceExhausted, RuntimedError
 from runtimed.events import EventBus
 from runtimed.metadata.content import Content
 from runtimed.metadata.snapshots import Snapshots
+from runtimed.server.metrics import telling
 from runtimed.server.offered import services
 from runtimed.server.parts import Listeners, build
 from runtimed.server.sockets import listening, listening_to_shims
@@ -40,7 +41,8 @@ async def serve(config: Config, stopping: asyncio.Event, reloads: Listeners) -> 
         offered = await services(parts)
         await held.enter_async_context(_index_kept(parts.content, parts.events))
         await held.enter_async_context(parts.collector.running())
-        await held.enter_async_context(listening(config, offered, parts.events))
+        observe = await held.enter_async_context(telling(parts))
+        await held.enter_async_context(listening(config, offered, parts.events, observe))
         await held.enter_async_context(listening_to_shims(config, parts.events))
         await held.enter_async_context(_swept(parts.snapshotters))
         await held.enter_async_context(parts.doctor.running())

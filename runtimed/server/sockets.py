@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -17,7 +18,7 @@ from runtimed.rpc.grpc_server import BACKLOG, Server
 from runtimed.server.offered import names_of
 from runtimed.services import events as events_service
 from runtimed.services.health import HEALTH, HealthService
-from runtimed.services.interceptors import wrapped
+from runtimed.services.interceptors import Observe, wrapped
 from runtimed.services.reflection import REFLECTION, ReflectionService
 from runtimed.services.registration import register
 
@@ -26,10 +27,16 @@ _CALLS_END_WITHIN_S = 1.0
 
 @asynccontextmanager
 async def listening(
-    config: Config, offered: Sequence[tuple[ServiceDescriptor, Any]], events: EventBus
+    config: Config,
+    offered: Sequence[tuple[ServiceDescriptor, Any]],
+    events: EventBus,
+    observe: Observe | None = None,
 ) -> AsyncIterator[None]:
-    """Serve gRPC while the block runs; at the end streams are ended, and calls get a moment to finish."""
-    server = Server(wrapped)
+    """Serve gRPC while the block runs; at the end streams are ended, and calls get a moment to finish.
+
+    *observe* hears of each call.
+    """
+    server = Server(partial(wrapped, observe=observe))
     for service, servicer in offered:
         register(server, service, servicer)
     names = [*names_of(offered), HEALTH.full_name]

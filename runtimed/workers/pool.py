@@ -46,6 +46,16 @@ class Pool:
         self._ending: set[asyncio.Task[None]] = set()
         self._is_open = False
 
+    @property
+    def busy(self) -> int:
+        """How many processes have a job, or hold a layer."""
+        return len(self._busy)
+
+    @property
+    def idle(self) -> int:
+        """How many processes wait for a job."""
+        return len(self._idle)
+
     async def start(self) -> None:
         """Take jobs from now on. No process is started before it is needed."""
         if self._mountpoint is None:

@@ -97,6 +97,21 @@ async def test_a_subscriber_that_falls_behind_is_told_how_many_it_lost_and_nobod
             await anext(events)
 
 
+async def test_what_is_told_and_what_is_lost_is_counted_and_topics_beyond_a_hundred_together():
+    bus = EventBus(queue_length=3)
+    with bus.subscribe():
+        assert bus.subscribers == 1
+        for number in range(5):
+            bus.publish("ns", "/tasks/exit", exited(str(number)))
+        assert bus.lost == 2
+    assert (bus.subscribers, bus.lost) == (0, 2)
+    for number in range(150):
+        bus.publish("ns", f"/invented/t{number}", exited("x"))
+    assert bus.told["/tasks/exit"] == 5
+    assert bus.told["other"] == 51
+    assert len(bus.told) == 101
+
+
 async def test_a_subscriber_that_keeps_up_never_loses_any():
     bus = EventBus(queue_length=1)
     with bus.subscribe() as subscription:

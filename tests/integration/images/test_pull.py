@@ -107,6 +107,23 @@ async def test_pulling_again_fetches_nothing_but_what_the_tag_says(store, layout
     assert not again.is_new
 
 
+async def test_of_twenty_images_of_the_same_layers_only_the_first_brings_or_unpacks_any(store, layout):
+    layers = [layout.layer({f"file-{number}": noise(2000, number)}) for number in range(8)]
+    for number in range(20):
+        layout.image(f"{number}", layers, run={"Cmd": [f"/bin/{number}"]})
+    with serving(layout.root, "app") as registry:
+        await store.pull(f"{registry.host}/app:0")
+        assert [event for event, _ in store.events()].count("extracted") == 8
+        registry.seen.clear()
+        store.said.clear()
+        for number in range(1, 20):
+            await store.pull(f"{registry.host}/app:{number}")
+        assert not [seen.path for seen in registry.seen if any(layer.digest in seen.path for layer in layers)]
+    assert len(registry.requests("blobs")) == 19  # the configs, of which each image has its own
+    assert not {"downloading", "extracting"} & {event for event, name in store.events() if name.startswith("layer")}
+    assert len(list(store.snapshots.list("ns"))) == 8
+
+
 async def test_another_namespace_gets_the_blobs_without_fetching_them(store, layout):
     _, chain = two_layers(layout)
     with serving(layout.root, "app") as registry:

@@ -95,6 +95,16 @@ def test_writes_that_queue_up_share_commits(database):
         assert len(keys(tx)) == 300
 
 
+def test_reads_do_not_wait_for_a_write_that_a_slow_disk_holds_up(database):
+    database.submit(put, "before").result()
+    with Blocked(database):
+        waiting = database.submit(put, "later")
+        assert database.look_up(keys) == ["before"]
+        assert not waiting.done()
+    waiting.result()
+    assert database.look_up(keys) == ["before", "later"]
+
+
 def test_a_write_is_acknowledged_only_after_its_commit(database, path):
     seen = []
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
@@ -66,7 +65,6 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
         async with core.hooks.making():
             steps.undo("tell that it has come to nothing", core.hooks.remove, container)
             record = await core.hooks.create(container, record)
-            record = replace(record, extensions=records.extensions(container.record))
             steps.undo("delete the record", core.db.write, records.delete, container.id)
             await core.db.write(records.create_container, record)
             if sandbox.is_stopping:

@@ -13,7 +13,7 @@ import msgspec
 from runtimed.api import cri_pb2
 from runtimed.api import nri_pb2 as pb
 from runtimed.config import Nri
-from runtimed.cri import cdi, nri_messages
+from runtimed.cri import cdi, nri_messages, records
 from runtimed.cri.container_stop import stop_container
 from runtimed.cri.container_update import change, merge
 from runtimed.cri.core import Core
@@ -109,7 +109,8 @@ class NriHooks(Hooks):
         given, _ = nri_messages.to_cri(wanted.linux.resources)
         current = cri_pb2.LinuxContainerResources.FromString(container.record.resources)
         container.record.resources = merge(current, given).SerializeToString()
-        return replace(record, spec=Opaque(record.spec.type_url, encoded))
+        extensions = {**record.extensions, **records.extensions(container.record)}
+        return replace(record, spec=Opaque(record.spec.type_url, encoded), extensions=extensions)
 
     async def created(self, container: Container) -> None:
         self._coming.pop(container.id, None)

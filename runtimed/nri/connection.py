@@ -18,6 +18,7 @@ from runtimed.rpc import ttrpc
 _INDEX = re.compile(r"[0-9]{2}")
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,128}")
 _CALLS_AT_ONCE = 16  # of a plugin to the daemon
+_SHUTDOWN_S = 1.0  # for a plugin to take note that the daemon ends
 
 T = TypeVar("T", bound=Message)
 Updater = Callable[[str, pb.UpdateContainersRequest], Awaitable[pb.UpdateContainersResponse]]
@@ -132,7 +133,7 @@ class Connection:
         """Disconnect; with *shutdown* it is told first, and has a moment for it."""
         if shutdown and not self.closed.done():
             with suppress(RuntimedError):
-                await self._call("Shutdown", pb.Empty(), pb.Empty)
+                await self._call("Shutdown", pb.Empty(), pb.Empty, min(_SHUTDOWN_S, self._timeout_s))
         self._serving.cancel()
         await self._client.close()
         await asyncio.wait([self._serving])

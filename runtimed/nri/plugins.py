@@ -23,6 +23,7 @@ from runtimed.threads import blocking
 log = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS = 64
+_MOST_SAID = 4096  # characters of what a plugin has to say
 _AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 60.0  # until a plugin that ended is launched again: at first, and in the end
 _STEADY_S = 60.0  # one that has lived so long begins anew with that
 
@@ -57,6 +58,7 @@ class Plugins:
         self._plugins: list[Connection] = []
         self._absent: dict[str, str] = {}  # launched ones that are not there, and why
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closing = False
         self._listener = Listener(settings.socket, self._connected)
 
     async def start(self) -> None:
@@ -81,6 +83,7 @@ class Plugins:
 
     async def close(self) -> None:
         """Tell all plugins that the daemon ends, and end those that were launched."""
+        self._is_closing = True
         await self._listener.close()
         plugins, self._plugins = self._plugins, []
         await asyncio.gather(*(plugin.close(shutdown=True) for plugin in plugins))
@@ -132,7 +135,7 @@ class Plugins:
             for plugin in self._wanting(calls.VALIDATE):
                 answer = await self._ask(plugin, calls.VALIDATE, validation)
                 if answer is not None and answer.reject:
-                    raise PermissionDenied(f"NRI plugin {plugin} rejects the adjustment: {answer.reason[:4096]}")
+                    raise PermissionDenied(f"NRI plugin {plugin} rejects the adjustment: {answer.reason[:_MOST_SAID]}")
         return adjusting
 
     async def update(self, request: pb.UpdateContainerRequest) -> Updates:
@@ -174,7 +177,7 @@ class Plugins:
             except (DeadlineExceeded, Unavailable) as exc:
                 problem = exc
             except RuntimedError as exc:
-                raise type(exc)(f"NRI plugin {plugin}: {call.method}: {exc}") from None
+                raise type(exc)(f"NRI plugin {plugin}: {call.method}: {str(exc)[:_MOST_SAID]}") from None
             if is_last:
                 break
         log.warning("an NRI plugin has not answered %s", call.method,
@@ -198,9 +201,11 @@ class Plugins:
                 await self._run(program, first)
                 self._absent[name] = "it has ended"
             except RuntimedError as exc:
-                self._absent[name] = str(exc)
+                self._absent[name] = str(exc)[:_MOST_SAID]
             if not first.done():
                 first.set_result(None)
+            if self._is_closing:
+                return
             wait_s = _AGAIN_S if loop.time() - begun_at > _STEADY_S else wait_s
             log.error("an NRI plugin is not running: launched again in %g s", wait_s,
                       extra={"plugin": name, "error": self._absent[name]})  # fmt: skip

@@ -12,6 +12,12 @@ from snapshotters.overlay import OverlaySnapshotter
 pytestmark = pytest.mark.root
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory):
+    """One with a short name: of forty layers all have to fit in a page."""
+    return tmp_path_factory.mktemp("s")
+
+
 @pytest.fixture(params=["overlayfs", "native"])
 def implementation(request):
     if request.param == "overlayfs":

@@ -33,13 +33,20 @@ def limit(pid: int) -> tuple[int, int]:
     return resource.prlimit(pid, resource.RLIMIT_NOFILE)
 
 
+def named(pid, name):
+    """Return the descendant of *pid* that runs *name*."""
+    return next((one for one in descendants(pid) if Path(f"/proc/{one}/comm").read_text().strip() == name), None)
+
+
 def test_the_daemon_raises_its_limit_and_nobody_inherits_that(limited, busybox):
     limited.rctl("pull", busybox)
     limited.run("-d", busybox, "t", "sleep", "1000")
     assert limit(limited.pid) == (HARD, HARD)
-    programs = {}
+    while (sleep := named(limited.pid, "sleep")) is None:  # started is before its program is loaded
+        pass
+    programs = {"sleep": limit(sleep)}
     for pid in descendants(limited.pid):
-        programs[Path(f"/proc/{pid}/comm").read_text().strip()] = limit(pid)
+        programs.setdefault(Path(f"/proc/{pid}/comm").read_text().strip(), limit(pid))
     assert programs.pop("sleep") == (1024, 1024)  # what its spec says
     assert programs.pop("python", (HARD, HARD)) == (HARD, HARD)  # workers raise it themselves
     assert {"runtimed-nurser"} <= programs.keys()

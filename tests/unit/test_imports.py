@@ -138,6 +138,6 @@ def test_the_shim_loads_without_what_costs_every_container_memory():
 def test_the_daemon_loads_without_what_it_may_never_use():
     code = "import runtimed.daemon, runtimed.server.serve, runtimed.log, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
-    # What serves Kubernetes' streams and speaks to registries, to proxy snapshotters, to the network, draws tables.
-    seldom = {"aiohttp", "grpc", "pyroute2", "yaml", "rich", "http.client", "multiprocessing", "unittest", "click"}
+    # What serves Kubernetes' streams and speaks to registries, to proxy snapshotters, to the network.
+    seldom = {"aiohttp", "grpc", "pyroute2", "yaml", "http.client", "multiprocessing", "unittest", "click"}
     assert not seldom & set(loaded.stdout.split())

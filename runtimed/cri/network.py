@@ -4,7 +4,6 @@
 <state>/userns/<sandbox id>     likewise the user namespace that it belongs to, of a pod that has one
 """
 
-import asyncio
 import ipaddress
 import logging
 import os
@@ -121,7 +120,7 @@ class Network:
 
     async def detach(self, network: NetworkList, attachment: Attachment, result: Json | None) -> None:
         """Detach; also what was never or only half attached, and more than once."""
-        if attachment.netns and not await asyncio.to_thread(os.path.exists, attachment.netns):
+        if attachment.netns and not await blocking(netns.is_pinned, Path(attachment.netns)):
             attachment = Attachment(
                 container_id=attachment.container_id,
                 netns="",

@@ -16,6 +16,7 @@ from runtimed.cri.records import ContainerRecord, SandboxRecord
 from runtimed.cri.state import Container, Sandbox
 from runtimed.errors import NotFound, RuntimedError
 from runtimed.metadata import containers
+from runtimed.mounts import unmount_all
 from runtimed.tasks.client import Process, Status
 from runtimed.threads import blocking
 
@@ -29,6 +30,8 @@ async def recover(core: Core) -> None:
     await blocking(shutil.rmtree, core.directory / "exec", ignore_errors=True)
     for directory in await blocking(_directories, core.directory / "mapped"):
         await blocking(mapped_volumes.remove, directory)
+    for mountpoint in await blocking(_directories, await blocking(core.mountpoints)):
+        await blocking(_take_off, mountpoint)
     found = await core.db.read(records.every)
     for container in found:
         try:
@@ -65,6 +68,15 @@ def _directories(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else []
 
 
+def _take_off(mountpoint: Path) -> None:
+    """Remove a mount of the moment, of a daemon that was killed at that moment."""
+    try:
+        unmount_all(mountpoint)
+        mountpoint.rmdir()
+    except OSError as exc:
+        log.warning("a mount of an earlier daemon stays", extra={"path": str(mountpoint), "error": str(exc)})
+
+
 def _load(core: Core, container: containers.Container) -> None:
     if records.kind_of(container) == records.SANDBOX:
         record = records.load(container, SandboxRecord)
@@ -73,7 +85,7 @@ def _load(core: Core, container: containers.Container) -> None:
         sandbox = Sandbox(
             id=container.id, config=config, record=record, handler=handler, snapshotter=container.snapshotter
         )
-        if record.is_named:
+        if record.is_named and record.is_made:  # else it is asked for again, and that is to succeed
             core.state.sandboxes.reserve(sandbox.name, sandbox.id)
         core.state.sandboxes.add(sandbox)
         return

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from runtimed.linux.idmap import process_in
 from runtimed.linux.mount import MS_BIND, mount
@@ -24,6 +25,14 @@ def pin_new(mountpoint: str, user_namespace: str = "") -> None:
         return
     with process_in("nsenter", f"--user={user_namespace}", "unshare", "--net") as pid:
         _pin(mountpoint, lambda: _enter(f"/proc/{pid}/ns/net"))
+
+
+def is_pinned(path: Path) -> bool:
+    """Say whether a namespace is mounted on *path*: there may be only the file, or not even that."""
+    try:
+        return path.stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
+    except FileNotFoundError:
+        return False
 
 
 def _pin(mountpoint: str, go_there: Callable[[], None]) -> None:

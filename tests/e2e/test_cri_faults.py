@@ -165,11 +165,21 @@ def test_a_daemon_that_dies_while_it_makes_a_pod_cleans_up_at_its_next_start(cri
     assert isinstance(call.exception(), grpc.RpcError)
     os.killpg(int((plugins.directory / "pids").read_text().split()[-1]), signal.SIGKILL)
     plugins.heal()
+    # What a container being made at that moment leaves: its root file system, mounted to be looked at, twice.
+    mountpoint = cri.daemon.state / "cri/mounts/runtimed-mount-killed"
+    mountpoint.mkdir(mode=0o700, parents=True)
+    for _ in range(2):
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mountpoint], check=True)
+    (cri.daemon.state / "cri/mounts/runtimed-mount-empty").mkdir()
+    # And a pod, killed between the file and the namespace on it: plugins say "unknown FS magic", for ever.
+    for path in (cri.daemon.state / "netns").iterdir():
+        subprocess.run(["umount", path], check=True)
     cri.daemon.start()
     cri.reconnect()
+    assert list(mountpoint.parent.iterdir()) == []
     for pod in cri.pods():
         assert pod.state == pb.SANDBOX_NOTREADY
-    new = cri.run(cri.pod_config("killed", uid="killed", attempt=1))
+    new = cri.run(config)  # a kubelet asks again: the name is not taken by what was never made
     for pod in cri.pods():
         cri.remove_pod(pod.id)
     assert new not in [pod.id for pod in cri.pods()]

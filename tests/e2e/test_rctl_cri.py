@@ -206,6 +206,24 @@ def test_exec_with_a_terminal_of_a_size(node, container):
     assert b"it is 37" in seen
 
 
+def test_attach(node, pod):
+    script = "while read line; do echo got $line; echo so >&2; done; echo end; exit 3"
+    made(node, "reader", script, "stdin: true\nstdin_once: true")
+    done = node.rctl("attach", "-i", "shop/web/reader", input="one\ntwo\n", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "got one\ngot two\nend\n", "so\nso\n")
+    assert node.ask("inspect", "reader")["status"]["exit_code"] == 3
+    assert node.rctl("logs", "reader").stdout == done.stdout
+    assert "is not running" in node.rctl("attach", "reader", check=False).stderr
+    node.rctl("rm", "reader")
+
+
+def test_attach_to_a_terminal(node, pod):
+    made(node, "shell", "exec sh", "stdin: true\ntty: true")
+    status, seen = at_terminal(node.command("cri", "attach", "-it", "shell"), b"echo it is $((36 + 1)); exit\n")
+    assert (status, b"it is 37" in seen) == (0, True)
+    node.rctl("rm", "-f", "shell")
+
+
 def test_a_reader_that_leaves_ends_it(node, container):
     script = shlex.join(node.command("cri", "exec", "main", "yes")) + " | head -n 1"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=True)

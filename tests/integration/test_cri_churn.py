@@ -10,7 +10,7 @@ from tests.kubelet import Plan
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.slow]
 
-PLAN = Plan(pods=4, seconds=6, pod_lives=0.3, relist=0.2, probe=0.3, kubelet_restart=1.5, daemon_restart=2.5)
+PLAN = Plan(pods=4, seconds=4, pod_lives=0.3, relist=0.2, probe=0.3, kubelet_restart=1.5, daemon_restart=2.5)
 
 
 @pytest.fixture
@@ -22,6 +22,6 @@ def test_pods_come_and_go_and_nothing_of_them_stays(image):
     with cri_daemon() as cri:
         kubelet = churn(cri, image, PLAN)
     assert kubelet.failures == []
-    assert kubelet.counts["pods"] >= 1  # how many in that time is the machine's business
+    assert kubelet.counts["pods"] > 0
     assert {"restarts of the kubelet", "restarts of the daemon"} <= kubelet.counts.keys()
     assert {"ListPodSandbox", "ExecSync", "StopContainer", "RemovePodSandbox"} <= kubelet.counts.keys()

@@ -70,15 +70,21 @@ class Kubelet:
             (self._probe, self.plan.probe),
             (self._look_around, 5.0),
             (self._clean_up, 5.0),
+        ]
+        restarts = [
             (self._restart_itself, self.plan.kubelet_restart),
             (self._restart_daemon, self.plan.daemon_restart),
         ]
-        with ThreadPoolExecutor(self.plan.pods + len(loops)) as threads:
+        with ThreadPoolExecutor(self.plan.pods + len(loops) + len(restarts)) as threads:
             beside = [threads.submit(self._every, period, work) for work, period in loops if period]
+            beside += [threads.submit(self._every, period, self._in_time(work)) for work, period in restarts if period]
             workers = [threads.submit(self._work, number) for number in range(self.plan.pods)]
-            for worker in workers:
-                worker.exception()
-            self._over.set()
+            try:
+                for worker in workers:
+                    worker.exception()
+            finally:  # also of an interrupt
+                self._ends_at = 0.0
+                self._over.set()
             for one in (*workers, *beside):
                 one.result()
         self._pods.clear()
@@ -114,18 +120,21 @@ class Kubelet:
 
     def _work(self, number: int) -> None:
         chance = random.Random(number)
-        while time.monotonic() < self._ends_at:
+        is_done = False  # a pod has had its whole life, however slow the machine is
+        while time.monotonic() < self._ends_at or not is_done:
             config = self.cri.pod_config(f"p{number}-{chance.randrange(1 << 30)}")
             pod = _Pod(config)
             self._pods[config.metadata.uid] = pod
             try:
                 self._live(pod, chance)
                 self.counts["pods"] += 1
+                is_done = True
             except Died:
                 self.counts["pods found again"] += 1
             except (grpc.RpcError, AssertionError) as exc:
                 said = f"{exc.code()} {exc.details()}" if isinstance(exc, grpc.RpcError) else repr(exc)
                 self.failures.append(f"pod {config.metadata.name}: {said}")
+                is_done = True
             finally:
                 self._pods.pop(config.metadata.uid, None)  # cleaning up ends what there still is of it
 
@@ -179,7 +188,10 @@ class Kubelet:
                 pass
             except (grpc.RpcError, AssertionError) as exc:
                 said = f"{exc.code()} {exc.details()}" if isinstance(exc, grpc.RpcError) else repr(exc)
-                self.failures.append(f"{work.__name__}: {said}")
+                self.failures.append(f"beside: {said}")
+
+    def _in_time(self, work: Callable[[], None]) -> Callable[[], None]:
+        return lambda: work() if time.monotonic() < self._ends_at else None
 
     def _relist(self) -> None:
         pods = {one.id: one.metadata.uid for one in self.call("ListPodSandbox", pb.ListPodSandboxRequest()).items}

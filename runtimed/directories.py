@@ -98,7 +98,7 @@ def clear_socket(path: Path) -> None:
         if not stat.S_ISSOCK(found.st_mode):
             raise FailedPrecondition(f"socket {path}: something that is not a socket is there; remove it")
         if _has_listener(path):
-            raise AlreadyExists(f"socket {path}: another program listens on it; stop it, or give another --address")
+            raise AlreadyExists(f"socket {path}: another program listens on it; stop it, or give another address")
         path.unlink()
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from runtimed.errors import FailedPrecondition, PermissionDenied
+from runtimed.directories import clear_socket
+from runtimed.errors import FailedPrecondition, PermissionDenied, RuntimedError
 from runtimed.rpc import frames
 from runtimed.threads import blocking
 
@@ -52,28 +53,14 @@ class Listener:
 def _bound(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _remove_left(path)
+        clear_socket(path)
         sock.bind(os.fspath(path))
         path.chmod(0o600)  # before that nobody else could write to it, either, and who connects is looked at
         sock.listen()
     except OSError as exc:
         sock.close()
         raise FailedPrecondition(f"nri.socket {path}: cannot listen on it: {exc.strerror}") from None
-    except FailedPrecondition:
+    except RuntimedError as exc:
         sock.close()
-        raise
+        raise FailedPrecondition(f"nri.socket: {exc}") from None
     return sock
-
-
-def _remove_left(path: Path) -> None:
-    """Remove the socket of a runtime that has ended. Raises FailedPrecondition: one lives."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise FailedPrecondition(f"nri.socket {path}: another runtime listens there; end it, or give another path")

@@ -17,6 +17,7 @@ from runtimed.errors import STATUSES, os_errors
 from runtimed.images.timings import Timings
 from runtimed.metadata.db import Tx
 from runtimed.server.parts import Parts
+from runtimed.threads import blocking
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _CALL_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30)  # seconds
@@ -83,7 +84,7 @@ class Measures:
         """Return all of it in Prometheus' text format. Raises RuntimedError: the database or disk does not answer."""
         found = await self._parts.database.read(_records)
         with os_errors("file system of the root directory"):
-            disk = os.statvfs(self._parts.config.root)
+            disk = await blocking(os.statvfs, self._parts.config.root)
         self._state.families = [*self._records(found), *self._disk(disk), *self._processes(), *self._events()]
         return generate_latest(self._registry)
 

@@ -1,15 +1,15 @@
 """The endpoint for Prometheus: ``GET /v1/metrics`` on an address of its own, if one is configured."""
 
-import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from runtimed import directories
 from runtimed.errors import Internal, RuntimedError
 from runtimed.server.parts import Parts
 from runtimed.services.interceptors import Observe
+from runtimed.threads import blocking
 
 PATH = "/v1/metrics"  # containerd's
 
@@ -19,12 +19,12 @@ async def telling(parts: Parts) -> AsyncIterator[Observe | None]:
     """Tell of *parts* while the block runs, if there is an address for it; yield who wants to hear of calls.
 
     Raises:
-        Internal: the address cannot be listened on.
+        RuntimedError: the address cannot be listened on.
     """
     if not parts.config.metrics.address:
         yield None
         return
-    # What it takes is loaded by whoever wants it: a megabyte, 30 ms.
+    # Loaded by whoever wants it: prometheus_client takes 1 MB and 10 ms, aiohttp 10 MB and 0.1 s.
     from aiohttp import web
 
     from runtimed.server.measures import CONTENT_TYPE, Measures
@@ -44,26 +44,26 @@ async def telling(parts: Parts) -> AsyncIterator[Observe | None]:
     application.router.add_get(PATH, answer)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
+    sock = await blocking(_listening, parts.config.metrics.address)
     try:
-        await web.SockSite(runner, _listening(parts.config.metrics.address)).start()  # which closes it
+        await web.SockSite(runner, sock).start()  # which closes it
         yield measures.called
     finally:
         await runner.cleanup()
-        if parts.config.metrics.address.startswith("/"):
-            with suppress(FileNotFoundError):
-                os.unlink(parts.config.metrics.address)  # noqa: PTH108  a socket's name, on tmpfs
+        if sock.family == socket.AF_UNIX:  # from here on it is ours to remove
+            await blocking(Path(parts.config.metrics.address).unlink, missing_ok=True)
 
 
 def _listening(address: str) -> socket.socket:
-    """Return a socket that is bound to *address*, whatever kind of address that is. Raises RuntimedError."""
+    """Return a socket that is bound to *address*, whatever kind of address that is. Raises RuntimedError. Blocks."""
     is_path = address.startswith("/")
     sock: socket.socket | None = None
     try:
         if is_path:
             directories.clear_socket(Path(address))
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            with directories.umask(0o117):
-                sock.bind(address)
+            sock.bind(address)
+            Path(address).chmod(0o660)  # nobody can connect before it listens
             return sock
         host, _, port = address.rpartition(":")
         return socket.create_server(

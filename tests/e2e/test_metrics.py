@@ -103,6 +103,18 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path):
         daemon.config.unlink()
 
 
+def test_a_socket_that_is_taken_stays_with_who_has_it(daemon: PrivateDaemon):
+    address = daemon.base / "metrics.sock"
+    with private_daemon(start=False) as other:
+        other.config.write_text(f'version = 1\n[metrics]\naddress = "{address}"\n')
+        done = subprocess.run(other.command(), capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1
+        assert f"socket {address}: another program listens on it; stop it, or give another address" in done.stderr
+        other.config.unlink()
+    with get(address) as answer:
+        assert answer.status == 200
+
+
 def test_what_it_takes_is_not_loaded_without_an_address():
     code = "import runtimed.server.serve, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -264,7 +264,7 @@ async def test_the_socket_is_roots_and_goes_with_the_daemon(node, tmp_path, runt
     async with node() as plugins:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         other = Plugins(plugins._settings, runtime, "other", "1")
-        with pytest.raises(FailedPrecondition, match=re.escape(f"nri.socket {path}: another runtime listens there")):
+        with pytest.raises(FailedPrecondition, match=re.escape(f"nri.socket: socket {path}: another program listens")):
             await other.start()
         await other.close()
         assert path.exists()

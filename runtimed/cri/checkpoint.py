@@ -180,15 +180,15 @@ def _make(directory: Path, location: Path) -> None:
 
 def _write(directory: Path, documents: Mapping[str, bytes], log_path: str, location: Path) -> None:
     """Write the archive: it is there whole, or not at all. Blocks."""
-    for name, content in documents.items():
-        (directory / name).write_bytes(content)
-    if log_path:
-        with suppress(FileNotFoundError):
-            shutil.copyfile(log_path, directory / "container.log")  # it grows
-    names = ["checkpoint", "rootfs-diff.tar", *documents]
-    names += [name for name in _PERHAPS if (directory / name).is_file()]
     partial = location.with_name(f".{location.name[:200]}.{secrets.token_hex(4)}")
     with os_errors(f"checkpoint archive {location}"):
+        for name, content in documents.items():
+            (directory / name).write_bytes(content)
+        if log_path:
+            with suppress(FileNotFoundError):
+                shutil.copyfile(log_path, directory / "container.log")  # it grows
+        names = ["checkpoint", "rootfs-diff.tar", *documents]
+        names += [name for name in _PERHAPS if (directory / name).is_file()]
         try:
             with open(partial, "xb", opener=_private) as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:

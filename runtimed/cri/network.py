@@ -95,9 +95,9 @@ class Network:
         """Make a user namespace for a sandbox, pinned at :meth:`userns_path`."""
         await blocking(_pin_new, Path(self.userns_path(id)), lambda path: idmap.pin_new(path, uids, gids))
 
-    async def delete_netns(self, path: str) -> None:
+    async def unpin(self, path: str) -> None:
         """Let go of a namespace of either kind; it ends with the last process in it. Fine if it is not there."""
-        await blocking(self._delete_netns, path)
+        await blocking(_unpin, path)
 
     def namespaces(self) -> Sequence[str]:
         """Return the paths of what is pinned. Blocks."""
@@ -106,11 +106,6 @@ class Network:
             with suppress(FileNotFoundError):
                 found += map(str, directory.iterdir())
         return found
-
-    def _delete_netns(self, path: str) -> None:
-        with os_errors(f"namespace {path}"), suppress(FileNotFoundError):
-            unmount_all(Path(path))
-            os.unlink(path)  # noqa: PTH108
 
     # Attaching
 
@@ -193,6 +188,12 @@ def _pin_new(path: Path, pin: Callable[[str], None]) -> None:
         except BaseException:
             path.unlink()
             raise
+
+
+def _unpin(path: str) -> None:
+    with os_errors(f"namespace {path}"), suppress(FileNotFoundError):
+        unmount_all(Path(path))
+        os.unlink(path)  # noqa: PTH108
 
 
 def _port(mapping: pb.PortMapping) -> Json:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -29,9 +30,9 @@ async def recover(core: Core) -> None:
     """Rebuild what is kept in memory; before anything is served."""
     await blocking(shutil.rmtree, core.directory / "exec", ignore_errors=True)
     for directory in await blocking(_directories, core.directory / "mapped"):
-        await blocking(mapped_volumes.remove, directory)
+        await blocking(_clear, mapped_volumes.remove, directory)
     for mountpoint in await blocking(_directories, await blocking(core.mountpoints)):
-        await blocking(_take_off, mountpoint)
+        await blocking(_clear, _take_off, mountpoint)
     found = await core.db.read(records.every)
     for container in found:
         try:
@@ -57,7 +58,7 @@ async def _sweep(core: Core) -> None:
     ids = {one.id for one in core.state.sandboxes} | core.state.coming.keys()
     for path in await blocking(core.network.namespaces):
         if Path(path).name not in ids | core.state.coming.keys():
-            await core.network.delete_netns(path)
+            await core.network.unpin(path)
     for directory in await blocking(_directories, core.directory / "sandboxes"):
         if directory.name not in ids | core.state.coming.keys():
             await blocking(sandbox_files.delete, directory)
@@ -68,13 +69,17 @@ def _directories(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else []
 
 
-def _take_off(mountpoint: Path) -> None:
-    """Remove a mount of the moment, of a daemon that was killed at that moment."""
+def _clear(remove: Callable[[Path], None], path: Path) -> None:
+    """Remove a mount of the moment, of a daemon that was killed at that moment. If it stays, pods run all the same."""
     try:
-        unmount_all(mountpoint)
-        mountpoint.rmdir()
-    except OSError as exc:
-        log.warning("a mount of an earlier daemon stays", extra={"path": str(mountpoint), "error": str(exc)})
+        remove(path)
+    except (OSError, RuntimedError) as exc:
+        log.warning("a mount of an earlier daemon stays", extra={"path": str(path), "error": str(exc)})
+
+
+def _take_off(mountpoint: Path) -> None:
+    unmount_all(mountpoint)
+    mountpoint.rmdir()
 
 
 def _load(core: Core, container: containers.Container) -> None:

@@ -68,7 +68,7 @@ async def _run(core: Core, sandbox: Sandbox, handler: Handler) -> str:
         steps.undo("delete the record, unless the network has to be left first", _forget, core, sandbox)
         steps.undo("delete the files", blocking, sandbox_files.delete, core.files(sandbox))
         for path in record.pinned():
-            steps.undo(f"delete the namespace {path}", core.network.delete_netns, path)
+            steps.undo(f"delete the namespace {path}", core.network.unpin, path)
         await together(
             core.db.write(records.create_sandbox, container),
             _make_files(core, sandbox),

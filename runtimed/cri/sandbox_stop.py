@@ -42,7 +42,7 @@ async def _stop(core: Core, sandbox: Sandbox) -> None:
         await core.hooks.stop_pod(sandbox)
         await all_of(_end_pause(core, sandbox), detach(core, sandbox))
         for path in sandbox.record.pinned():
-            await core.network.delete_netns(path)
+            await core.network.unpin(path)
         await blocking(sandbox_files.unmount, core.files(sandbox))
         sandbox.record.is_stopped = True
         await core.save(sandbox.id, sandbox.record)

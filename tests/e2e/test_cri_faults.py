@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -171,12 +172,18 @@ def test_a_daemon_that_dies_while_it_makes_a_pod_cleans_up_at_its_next_start(cri
     for _ in range(2):
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mountpoint], check=True)
     (cri.daemon.state / "cri/mounts/runtimed-mount-empty").mkdir()
+    # What cannot be removed is told, and keeps no daemon from starting.
+    stuck = cri.daemon.state / "cri/mapped/killed/0/of-somebody"
+    stuck.mkdir(parents=True)
     # And a pod, killed between the file and the namespace on it: plugins say "unknown FS magic", for ever.
     for path in (cri.daemon.state / "netns").iterdir():
         subprocess.run(["umount", path], check=True)
     cri.daemon.start()
     cri.reconnect()
     assert list(mountpoint.parent.iterdir()) == []
+    assert stuck.exists()
+    assert f"{stuck.parents[1]}" in (cri.daemon.base / "log").read_text()
+    shutil.rmtree(stuck.parents[1])
     for pod in cri.pods():
         assert pod.state == pb.SANDBOX_NOTREADY
     new = cri.run(config)  # a kubelet asks again: the name is not taken by what was never made

@@ -1,6 +1,7 @@
 """The archive of a checkpoint, as far as CRIU has no part in it; with it: vm/inside/test_cri_checkpoint.py."""
 
 import json
+import shutil
 import tarfile
 from types import SimpleNamespace
 from typing import Any
@@ -91,3 +92,10 @@ async def test_a_container_that_a_checkpoint_has_paused_goes_on_after_a_restart(
     await checkpoint.recover(core, container)
     assert resumed == ["c"] * left
     assert not list((tmp_path / "c").iterdir())
+
+
+def test_what_cannot_be_written_is_told_of_the_archive(made, tmp_path):
+    shutil.rmtree(made)
+    with pytest.raises(RuntimedError, match=f"checkpoint archive {tmp_path}/c.tar"):
+        checkpoint._write(made, {"spec.dump": b"{}"}, "", tmp_path / "c.tar")
+    assert not list(tmp_path.glob(".c.tar*"))

@@ -15,10 +15,11 @@ from runtimed.cri.images import NAMESPACE
 from runtimed.cri.records import ContainerRecord
 from runtimed.cri.resources import limits_of
 from runtimed.cri.state import Container
-from runtimed.errors import FailedPrecondition, InvalidArgument, os_errors
+from runtimed.errors import FailedPrecondition, InvalidArgument, RuntimedError, os_errors
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Opaque
 from runtimed.metadata.db import Tx
+from runtimed.oci.limits import merged as merged_limits
 from runtimed.threads import blocking
 
 _RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
@@ -46,7 +47,7 @@ async def change(core: Core, container: Container, given: pb.LinuxContainerResou
         _check_can_change(container)
         merged = merge(pb.LinuxContainerResources.FromString(container.record.resources), given)
         if container.state == pb.CONTAINER_RUNNING:
-            limits = _over(msgspec.to_builtins(limits_of(given)), extra)
+            limits = merged_limits(msgspec.to_builtins(limits_of(given)), extra)
             await core.tasks.update(NAMESPACE, container.id, Opaque(_RESOURCES, msgspec.json.encode(limits)), {})
         container.record.resources = merged.SerializeToString()
         await core.db.write(_save, container.id, container.record, merged, extra)
@@ -82,8 +83,10 @@ def _save(
     """Write both what CRI knows and the spec, which a start is made of."""
     current = containers.get(tx, NAMESPACE, id)
     spec = msgspec.json.decode(current.spec.value)
-    limits = _over(msgspec.to_builtins(limits_of(merged)), extra)
-    spec["linux"]["resources"] = _over(spec["linux"]["resources"], limits)  # which has others: of devices, of I/O
+    limits = merged_limits(msgspec.to_builtins(limits_of(merged)), extra)
+    spec["linux"]["resources"] = merged_limits(
+        spec["linux"]["resources"], limits
+    )  # which has others: of devices, of I/O
     if merged.oom_score_adj:
         spec["process"]["oomScoreAdj"] = merged.oom_score_adj
     changed = replace(
@@ -92,16 +95,6 @@ def _save(
         extensions={**current.extensions, **records.extensions(record)},
     )
     containers.update(tx, NAMESPACE, changed, ["spec", "extensions"])
-
-
-def _over(current: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *current*, limits of a spec, with *over* over it."""
-    groups = {
-        group: {**current[group], **over[group]}
-        for group in current.keys() & over.keys()
-        if isinstance(over[group], Mapping)
-    }
-    return {**current, **over, **groups}
 
 
 async def update_pod_sandbox_resources(core: Core, request: pb.UpdatePodSandboxResourcesRequest) -> None:
@@ -138,7 +131,7 @@ def _make_log(path: str) -> None:
     try:
         with os_errors(f"log {path}"):
             fd = os.open(path, flags, 0o640)
-    except Exception as exc:
+    except RuntimedError as exc:
         if os.path.lexists(path):
             raise InvalidArgument(f"log {path} is not a regular file: {exc}") from None
         raise

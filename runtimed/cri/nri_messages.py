@@ -6,19 +6,12 @@ from runtimed.api import cri_pb2
 from runtimed.api import nri_pb2 as pb
 from runtimed.cri.state import Container, Sandbox
 from runtimed.nri import resources
+from runtimed.nri.hooks import HOOKS
 
 _STATES = {
     cri_pb2.CONTAINER_CREATED: pb.CONTAINER_CREATED,
     cri_pb2.CONTAINER_RUNNING: pb.CONTAINER_RUNNING,
     cri_pb2.CONTAINER_EXITED: pb.CONTAINER_STOPPED,
-}
-_HOOKS = {
-    "prestart": "prestart",
-    "createRuntime": "create_runtime",
-    "createContainer": "create_container",
-    "startContainer": "start_container",
-    "poststart": "poststart",
-    "poststop": "poststop",
 }
 # What limits are called in CRI: group and field of NRI's message.
 _NAMES = {
@@ -91,11 +84,9 @@ def container(one: Container, spec: dict[str, Any]) -> pb.Container:
         told.rlimits.add(type=limit["type"], hard=limit["hard"], soft=limit["soft"])
     for device in one.config.CDI_devices:
         told.CDI_devices.add(name=device.name)
-    for name, theirs in _HOOKS.items():
-        for hook in spec.get("hooks", {}).get(name, ()):
-            found = getattr(told.hooks, theirs).add(
-                path=hook["path"], args=hook.get("args", ()), env=hook.get("env", ())
-            )
+    for name, of_spec in HOOKS.items():
+        for hook in spec.get("hooks", {}).get(of_spec, ()):
+            found = getattr(told.hooks, name).add(path=hook["path"], args=hook.get("args", ()), env=hook.get("env", ()))
             if "timeout" in hook:
                 found.timeout.value = hook["timeout"]
     _linux(told.linux, process, linux)

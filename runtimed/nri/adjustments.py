@@ -1,15 +1,15 @@
 """What all plugins together want of a container that is being made: one after the other, none against another."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from runtimed.api import nri_pb2 as pb
 from runtimed.nri import checks, resources
+from runtimed.nri.hooks import HOOKS
 from runtimed.nri.owners import Owners
 from runtimed.nri.updates import Updates
 
 _MARK = "-"  # before a key: it is taken away
-HOOKS = ("prestart", "create_runtime", "create_container", "start_container", "poststart", "poststop")
 _SCALARS = (
     (pb.OomScoreAdj, "oom_score_adj"),
     (pb.IoPriority, "io_priority"),
@@ -119,16 +119,16 @@ class Adjusting:
         """Return the container with all wishes done, as far as its message has them."""
         seen = pb.Container()
         seen.CopyFrom(self._before)
-        for field, place in _SEEN.items():
+        for field, (named, place) in _KEYED.items():
             entries = self._entries.get(field, {})
             found = place(seen)
-            if isinstance(found, Mapping):
+            if isinstance(found, MutableMapping):
                 for key, item in entries.items():
                     _drop(found, key)
                     if item is not None:
                         _put(found, key, item, field)
                 continue
-            key_of = _env_name if field == pb.Env else _KEYED[field][0]
+            key_of = _env_name if field == pb.Env else named
             kept = [item for item in found if key_of(item) not in entries]
             added = [item for item in entries.values() if item is not None]
             del found[:]
@@ -153,8 +153,8 @@ def _named(attribute: str) -> Callable[[Any], str]:
     return lambda item: str(getattr(item, attribute))
 
 
-# What has keys: how an item says its own, and where the items are in an adjustment.
-_KEYED: dict[int, tuple[Callable[[Any], str], Callable[[pb.ContainerAdjustment], Any]]] = {
+# What has keys: how an item says its own, and where the items are in an adjustment, and in a container.
+_KEYED: dict[int, tuple[Callable[[Any], str], Callable[[Any], Any]]] = {
     pb.Annotations: (_named("key"), lambda one: one.annotations),
     pb.Mounts: (_named("destination"), lambda one: one.mounts),
     pb.Env: (_named("key"), lambda one: one.env),
@@ -164,18 +164,6 @@ _KEYED: dict[int, tuple[Callable[[Any], str], Callable[[pb.ContainerAdjustment],
     pb.Namespace: (_named("type"), lambda one: one.linux.namespaces),
     pb.Sysctl: (_named("key"), lambda one: one.linux.sysctl),
     pb.LinuxNetDevices: (_named("key"), lambda one: one.linux.net_devices),
-}
-# The same, and where they are in a container.
-_SEEN: dict[int, Callable[[pb.Container], Any]] = {
-    pb.Annotations: lambda one: one.annotations,
-    pb.Mounts: lambda one: one.mounts,
-    pb.Env: lambda one: one.env,
-    pb.Rlimits: lambda one: one.rlimits,
-    pb.CdiDevices: lambda one: one.CDI_devices,
-    pb.Devices: lambda one: one.linux.devices,
-    pb.Namespace: lambda one: one.linux.namespaces,
-    pb.Sysctl: lambda one: one.linux.sysctl,
-    pb.LinuxNetDevices: lambda one: one.linux.net_devices,
 }
 _REMOVALS: dict[int, Callable[[str], Any]] = {
     pb.Mounts: lambda key: pb.Mount(destination=key),
@@ -189,17 +177,17 @@ _REMOVALS: dict[int, Callable[[str], Any]] = {
 
 def _items(found: Any, key_of: Callable[[Any], str]) -> Iterable[tuple[str, Any]]:
     """Return keys and items of a map or list of a message."""
-    return found.items() if isinstance(found, Mapping) else ((key_of(item), item) for item in found)
+    return found.items() if isinstance(found, MutableMapping) else ((key_of(item), item) for item in found)
 
 
 def _put(found: Any, key: str, item: Any, field: int) -> None:
     """Add to a map or list; *item* is None for a *key* that is to be taken away."""
-    if not isinstance(found, Mapping):
+    if not isinstance(found, MutableMapping):
         found.append(_REMOVALS[field](key) if item is None else item)
     elif field == pb.LinuxNetDevices:
         found[key].CopyFrom(item or pb.LinuxNetDevice())
     else:
-        found[key] = item or ""  # type: ignore[index]
+        found[key] = item or ""
 
 
 def _drop(found: Any, key: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from runtimed.api import nri_pb2 as pb
 from runtimed.errors import InvalidArgument
 from runtimed.nri import resources
+from runtimed.nri.hooks import HOOKS
 
 _MAX_ENTRY = 128 << 10  # bytes of one argument or variable: MAX_ARG_STRLEN, execve(2)
 _RLIMIT = re.compile(r"RLIMIT_[A-Z]{2,16}")
@@ -44,7 +45,7 @@ class _Check:
         self._entries("args", adjust.args)
         for mount in adjust.mounts:
             self._mount(mount)
-        for name in ("prestart", "create_runtime", "create_container", "start_container", "poststart", "poststop"):
+        for name in HOOKS:
             for hook in getattr(adjust.hooks, name):
                 self._hook(f"hooks.{name}", hook)
         for limit in adjust.rlimits:

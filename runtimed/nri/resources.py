@@ -142,16 +142,3 @@ def from_oci(spec: dict[str, Any]) -> pb.LinuxResources:
             if rule.get(number) is not None:
                 getattr(found, number).value = rule[number]
     return told
-
-
-def merge_oci(current: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Return *current* with *over* put over it, both as in the runtime spec."""
-    merged = {**current, **over}
-    for group in ("memory", "cpu", "unified"):
-        if group in current and group in over:
-            merged[group] = {**current[group], **over[group]}
-    if "hugepageLimits" in current and "hugepageLimits" in over:
-        sizes = {limit["pageSize"] for limit in over["hugepageLimits"]}
-        kept = [limit for limit in current["hugepageLimits"] if limit["pageSize"] not in sizes]
-        merged["hugepageLimits"] = [*kept, *over["hugepageLimits"]]
-    return merged

@@ -6,17 +6,11 @@ from typing import Any
 
 from runtimed.api import nri_pb2 as pb
 from runtimed.nri import resources
+from runtimed.nri.hooks import HOOKS
+from runtimed.oci.limits import merged
 
 Spec = dict[str, Any]
 
-_HOOKS = {
-    "prestart": "prestart",
-    "create_runtime": "createRuntime",
-    "create_container": "createContainer",
-    "start_container": "startContainer",
-    "poststart": "poststart",
-    "poststop": "poststop",
-}
 _PROPAGATION = {"shared": "shared", "rshared": "rshared", "slave": "rslave", "rslave": "rslave"}
 
 
@@ -42,7 +36,7 @@ def adjusted(spec: Spec, adjust: pb.ContainerAdjustment) -> Spec:
         spec["annotations"] = _map(spec.get("annotations", {}), adjust.annotations)
     if adjust.mounts:
         _mounts(spec, adjust.mounts)
-    for name, ours in _HOOKS.items():
+    for name, ours in HOOKS.items():
         if added := [_hook(one) for one in getattr(adjust.hooks, name)]:
             hooks = spec.setdefault("hooks", {})
             hooks[ours] = [*hooks.get(ours, []), *added]
@@ -55,14 +49,14 @@ def _linux(process: Spec, linux: Spec, adjust: pb.LinuxContainerAdjustment) -> N
     if adjust.devices:
         _devices(linux, adjust.devices)
     if adjust.HasField("resources"):
-        linux["resources"] = resources.merge_oci(linux.get("resources", {}), resources.to_oci(adjust.resources))
+        linux["resources"] = merged(linux.get("resources", {}), resources.to_oci(adjust.resources))
     if adjust.cgroups_path:
         linux["cgroupsPath"] = adjust.cgroups_path
     if adjust.HasField("oom_score_adj"):
         process["oomScoreAdj"] = adjust.oom_score_adj.value
     if adjust.HasField("io_priority"):
         priority = adjust.io_priority
-        name = pb.IOPrioClass.Name(priority.__getattribute__("class"))
+        name = pb.IOPrioClass.Name(getattr(priority, "class"))
         process["ioPriority"] = {"class": name, "priority": priority.priority}
         if name == "IOPRIO_CLASS_NONE":
             del process["ioPriority"]

@@ -49,6 +49,8 @@ class Clients:
 
     def give(self, stream: str, data: bytes) -> None:
         """Give what the process wrote to everybody."""
+        if not self._clients:
+            return
         piece = _NUMBERS[stream] + len(data).to_bytes(4, "big") + data
         for client in list(self._clients):
             client.give(piece)

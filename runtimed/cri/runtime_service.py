@@ -119,6 +119,11 @@ class RuntimeService:
         done = await exec_sync(self._core, request.container_id, request.cmd, request.timeout)
         return pb.ExecSyncResponse(stdout=done.stdout, stderr=done.stderr, exit_code=done.exit_code)
 
+    async def _url(self, ticket: Ticket) -> str:
+        url = self._streaming.url(ticket)
+        await self._streaming.load()
+        return url
+
     async def Exec(self, request: pb.ExecRequest, context: Context) -> pb.ExecResponse:
         container = running(self._core, request.container_id)
         if not request.cmd:
@@ -132,7 +137,7 @@ class RuntimeService:
             stdout=request.stdout,
             stderr=request.stderr,
         )
-        return pb.ExecResponse(url=self._streaming.url(ticket))
+        return pb.ExecResponse(url=await self._url(ticket))
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
         container = running(self._core, request.container_id)
@@ -144,12 +149,12 @@ class RuntimeService:
             stdout=request.stdout,
             stderr=request.stderr,
         )
-        return pb.AttachResponse(url=self._streaming.url(ticket))
+        return pb.AttachResponse(url=await self._url(ticket))
 
     async def PortForward(self, request: pb.PortForwardRequest, context: Context) -> pb.PortForwardResponse:
         sandbox = self._core.state.ready_sandbox(request.pod_sandbox_id)
         ticket = Ticket(kind="portforward", target=sandbox.id, ports=tuple(request.port))
-        return pb.PortForwardResponse(url=self._streaming.url(ticket))
+        return pb.PortForwardResponse(url=await self._url(ticket))
 
     async def UpdateContainerResources(
         self, request: pb.UpdateContainerResourcesRequest, context: Context

@@ -1,5 +1,6 @@
 """Registries as they are configured: from a reference to a client for it, or to what one would do."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class Registries:
         Raises:
             InvalidArgument, PermissionDenied: what is configured for it cannot be used; names file and line.
         """
+        # aiohttp, 0.1 s the first time: not in the thread that serves everybody.
+        await blocking(importlib.import_module, "runtimed.registry.host")
         asks = [credentials_of_caller] if credentials_of_caller else []
         return RegistryClient(
             reference,

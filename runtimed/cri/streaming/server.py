@@ -5,6 +5,7 @@ stream, output by the socket's buffer, a connection by the time in which nothing
 """
 
 import asyncio
+import importlib
 import logging
 import ssl
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from runtimed.cri.streaming.session import Runtime
 from runtimed.cri.streaming.tickets import Ticket, Tickets
 from runtimed.errors import InvalidArgument, os_errors
+from runtimed.threads import blocking
 
 if TYPE_CHECKING:
     from runtimed.cri.streaming.requests import Requests
@@ -74,10 +76,15 @@ class StreamingServer:
         scheme = "https" if self._tls else "http"
         return f"{scheme}://{host}:{self._listener.sockets[0].getsockname()[1]}/{ticket.kind}/{self._tickets.issue(ticket)}"
 
-    def _connected(self) -> asyncio.Protocol:
-        """Return what a new connection is read by; with the first, load what serves HTTP: aiohttp, 10 MB and 0.1 s."""
+    async def load(self) -> None:
+        """Load what serves HTTP: aiohttp, 10 MB, and 0.1 s that the thread that serves everybody does not wait."""
         if self._requests is None:
-            from runtimed.cri.streaming.requests import Requests
+            await blocking(importlib.import_module, "runtimed.cri.streaming.requests")
+
+    def _connected(self) -> asyncio.Protocol:
+        """Return what a new connection is read by."""
+        if self._requests is None:
+            from runtimed.cri.streaming.requests import Requests  # who has a URL has had it loaded
 
             self._requests = Requests(self._runtime, self._tickets, self._settings.idle_limit_s)
         return self._requests.server()

@@ -101,18 +101,9 @@ async def build(config: Config, held: AsyncExitStack, reloads: Listeners) -> Par
     launcher = await _launcher(config, held)
     versions = await held.enter_async_context(_meanwhile(launcher.oci_runtimes()))
     tasks, shims = await _tasks(config, stores, launcher, held)
-    repairer = Repairer(content, database, pool)
-    await repairer.begin(await blocking(_boot_id))
-    held.push_async_callback(repairer.end)
-    await pull.recover(database, content, snapshotters)
-
-    pause = PauseController(database, tasks, config.root / "sandboxes" / "pause")
-    sandboxes = Sandboxes(database, events, {PAUSE: pause, SHIM: shims})
-    held.push_async_callback(sandboxes.close)
-    await sandboxes.load()
-    mounts = MountManager(database, config.root / "mounts", [config.root / "snapshotters"])
-    await mounts.reconcile()
-    held.push_async_callback(mounts.close)
+    repairer = await _repairer(stores, pool, held)
+    sandboxes = await _sandboxes(config, stores, tasks, shims, held)
+    mounts = await _mounts(config, database, held)
     collector = Collector(database, content, snapshotters, events, config.gc, mounts.discard)
     restarts = RestartMonitor(database, tasks, snapshotters, events, interval_s=config.restart.interval_s)
     reloads.append(lambda changed: collector.configure(changed.gc))
@@ -136,15 +127,6 @@ async def build(config: Config, held: AsyncExitStack, reloads: Listeners) -> Par
     oci_runtimes = await versions
     deprecations = Deprecations()
     _warn_of(oci_runtimes, deprecations)
-    doctor = Doctor(
-        database,
-        tasks,
-        root=config.root,
-        state=config.state,
-        runc_root=config.state / "runc",
-        oci_runtimes=oci_runtimes,
-        interval_s=config.doctor.interval_s,
-    )
     return Parts(
         database=database,
         events=events,
@@ -165,7 +147,15 @@ async def build(config: Config, held: AsyncExitStack, reloads: Listeners) -> Par
         mounts=mounts,
         collector=collector,
         restarts=restarts,
-        doctor=doctor,
+        doctor=Doctor(
+            database,
+            tasks,
+            root=config.root,
+            state=config.state,
+            runc_root=config.state / "runc",
+            oci_runtimes=oci_runtimes,
+            interval_s=config.doctor.interval_s,
+        ),
         deprecations=deprecations,
         cri=cri,
     )
@@ -209,6 +199,32 @@ async def _tasks(
     held.push_async_callback(tasks.close)
     await tasks.load()
     return tasks, shims
+
+
+async def _repairer(stores: Stores, pool: Pool, held: AsyncExitStack) -> Repairer:
+    """Return what mends layers, told of an unclean stop; what that has cut short of pulls is cleaned up."""
+    repairer = Repairer(stores.content, stores.database, pool)
+    await repairer.begin(await blocking(_boot_id))
+    held.push_async_callback(repairer.end)
+    await pull.recover(stores.database, stores.content, stores.snapshotters)
+    return repairer
+
+
+async def _sandboxes(
+    config: Config, stores: Stores, tasks: TaskManager, shims: ShimController, held: AsyncExitStack
+) -> Sandboxes:
+    pause = PauseController(stores.database, tasks, config.root / "sandboxes" / "pause")
+    sandboxes = Sandboxes(stores.database, stores.events, {PAUSE: pause, SHIM: shims})
+    held.push_async_callback(sandboxes.close)
+    await sandboxes.load()
+    return sandboxes
+
+
+async def _mounts(config: Config, database: Database, held: AsyncExitStack) -> MountManager:
+    mounts = MountManager(database, config.root / "mounts", [config.root / "snapshotters"])
+    await mounts.reconcile()
+    held.push_async_callback(mounts.close)
+    return mounts
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cri import Cri, cri_daemon
 from tests.daemon import PrivateDaemon, private_daemon
 from tests.images.busybox import NAME
 from tests.images.busybox import busybox as busybox_layout
@@ -20,6 +21,15 @@ def busybox(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str
 def daemon() -> Iterator[PrivateDaemon]:
     """One daemon for the tests of a module; afterwards nothing of it may be left on the machine."""
     with private_daemon() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cri(busybox: str) -> Iterator[Cri]:
+    """A daemon of a kubelet's, with a network for pods and busybox; afterwards nothing of it may be left."""
+    with cri_daemon() as running:
+        running.write_network()
+        running.pull(busybox)
         yield running
 
 

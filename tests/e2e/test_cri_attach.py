@@ -13,21 +13,13 @@ import pytest
 import websockets
 
 from runtimed.api import cri_pb2 as pb
-from tests.cri import TIMEOUT_S, cri_daemon
+from tests.cri import TIMEOUT_S
 from tests.processes import children
 from tests.unit.cri.streaming.spdy_client import SpdyClient
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
-
-
-@pytest.fixture(scope="module")
-def cri(busybox):
-    with cri_daemon() as running:
-        running.write_network()
-        running.pull(busybox)
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,6 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 
 @pytest.fixture(scope="module")
-def cri(busybox):
-    with cri_daemon() as running:
-        running.write_network()
-        running.pull(busybox)
-        yield running
-
-
-@pytest.fixture(scope="module")
 def pod(cri):
     return cri.run_pod("pod", network=pb.NODE)
 

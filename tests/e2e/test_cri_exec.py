@@ -11,20 +11,12 @@ import pytest
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri.streaming.session import Input
 from runtimed.cri.streams import Streams
-from tests.cri import TIMEOUT_S, cri_daemon
+from tests.cri import TIMEOUT_S
 from tests.e2e.test_cri_pods import listening_in
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)
-
-
-@pytest.fixture(scope="module")
-def cri(busybox):
-    with cri_daemon() as running:
-        running.write_network()
-        running.pull(busybox)
-        yield running
 
 
 @pytest.fixture(scope="module")

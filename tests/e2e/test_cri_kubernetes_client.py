@@ -14,7 +14,7 @@ from kubernetes.client import ApiClient, Configuration, CoreV1Api
 from kubernetes.stream import portforward, stream
 
 from runtimed.api import cri_pb2 as pb
-from tests.cri import TIMEOUT_S, cri_daemon
+from tests.cri import TIMEOUT_S
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -101,14 +101,6 @@ async def closed(writer):
     writer.close()
     with suppress(ConnectionError):
         await writer.wait_closed()
-
-
-@pytest.fixture(scope="module")
-def cri(busybox):
-    with cri_daemon() as running:
-        running.write_network()
-        running.pull(busybox)
-        yield running
 
 
 @pytest.fixture(scope="module")

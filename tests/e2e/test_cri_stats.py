@@ -5,17 +5,9 @@ import os
 import pytest
 
 from runtimed.api import cri_pb2 as pb
-from tests.cri import TIMEOUT_S, cri_daemon
+from tests.cri import TIMEOUT_S
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
-
-
-@pytest.fixture(scope="module")
-def cri(busybox):
-    with cri_daemon() as running:
-        running.write_network()
-        running.pull(busybox)
-        yield running
 
 
 @pytest.fixture(scope="module")

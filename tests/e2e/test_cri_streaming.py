@@ -5,18 +5,9 @@ import json
 import pytest
 
 from runtimed.api import cri_pb2 as pb
-from tests.cri import cri_daemon
 from tests.unit.cri.streaming.spdy_client import SpdyClient
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
-
-
-@pytest.fixture(scope="module")
-def cri(busybox):
-    with cri_daemon() as running:
-        running.write_network()
-        running.pull(busybox)
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -33,14 +33,6 @@ def mapped(path, where, **more):
 
 
 @pytest.fixture(scope="module")
-def cri(busybox):
-    with cri_daemon() as running:
-        running.write_network()
-        running.pull(busybox)
-        yield running
-
-
-@pytest.fixture(scope="module")
 def pod(cri):
     return cri.run_pod("mapped", hostname="mapped", userns=userns())
 
@@ -81,9 +73,9 @@ def test_root_inside_is_another_outside_and_all_namespaces_are_its_own(cri, pod,
         status = Path(f"/proc/{process}/status").read_text()
         assert f"Uid:\t{FIRST}\t" in status
         assert f"Gid:\t{FIRST}\t" in status
-    users = {os.readlink(f"/proc/{process}/ns/user") for process in (pid, pause)}  # noqa: PTH115
+    users = {Path(f"/proc/{process}/ns/user").readlink() for process in (pid, pause)}
     assert len(users) == 1
-    assert os.readlink("/proc/self/ns/user") not in users  # noqa: PTH115
+    assert Path("/proc/self/ns/user").readlink() not in users
     # The network is its own as well: it can be configured, and its sysfs shows it.
     assert "eth0" in inside("ls /sys/class/net")
     added = run(security={"capabilities": pb.Capability(add_capabilities=["NET_ADMIN"])})

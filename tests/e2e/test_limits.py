@@ -1,7 +1,9 @@
 """The daemon takes as many descriptors as it may; what it starts gets the limit that the daemon was given."""
 
 import resource
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,15 +37,21 @@ def limit(pid: int) -> tuple[int, int]:
 
 def named(pid, name):
     """Return the descendant of *pid* that runs *name*."""
-    return next((one for one in descendants(pid) if Path(f"/proc/{one}/comm").read_text().strip() == name), None)
+    for one in descendants(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ends
+            if Path(f"/proc/{one}/comm").read_text().strip() == name:
+                return one
+    return None
 
 
 def test_the_daemon_raises_its_limit_and_nobody_inherits_that(limited, busybox):
     limited.rctl("pull", busybox)
     limited.run("-d", busybox, "t", "sleep", "1000")
     assert limit(limited.pid) == (HARD, HARD)
-    while (sleep := named(limited.pid, "sleep")) is None:  # started is before its program is loaded
-        pass
+    deadline = time.monotonic() + 20
+    while (sleep := named(limited.pid, "sleep")) is None:  # a task is started before its program is loaded
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     programs = {"sleep": limit(sleep)}
     for pid in descendants(limited.pid):
         programs.setdefault(Path(f"/proc/{pid}/comm").read_text().strip(), limit(pid))

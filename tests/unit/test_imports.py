@@ -130,7 +130,7 @@ def test_the_shim_knows_only_vocabulary_kernel_and_wire():
 def test_the_shim_loads_without_what_costs_every_container_memory():
     code = "import shim.task, shim.main, shim.nursery, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
-    costly = {"grpc", "msgspec", "aiohttp", "sqlite3", "click"}
+    costly = {"grpc", "msgspec", "structlog", "aiohttp", "sqlite3", "click"}
     costly |= {"asyncio", "google.protobuf", "logging", "random", "subprocess", "threading"}
     assert not costly & set(loaded.stdout.split())
 

@@ -49,6 +49,6 @@ def _parsed(name: str, text: bytes) -> Any:
     import yaml  # loading it takes longer than a call
 
     try:
-        return yaml.load(text, yaml.SafeLoader)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidArgument(f"{name} is neither JSON nor YAML: {exc}") from None

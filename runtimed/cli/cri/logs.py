@@ -22,7 +22,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?[smhd])+")
 
 
-class _Since(click.ParamType):  # type: ignore[type-arg]
+class _Since(click.ParamType):  # type: ignore[type-arg]  # which older versions of click do not take
     """How long ago, as 90s, 5m or 1h30m, or a time of RFC 3339; converted to a time."""
 
     name = "TIME"

@@ -13,6 +13,7 @@ fixture ``tmp_path`` of your own. `docs/snapshotters.md` tells more. Only tests 
 needs pytest.
 """
 
+# All of them: pytest takes for a module's tests what the module has by name.
 from runtimed.snapshots.conformance.contents import *  # noqa: F403
 from runtimed.snapshots.conformance.keys import *  # noqa: F403
 from runtimed.snapshots.conformance.lasting import *  # noqa: F403

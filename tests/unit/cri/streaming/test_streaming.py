@@ -200,7 +200,7 @@ async def test_a_websocket_that_leaves_while_it_is_held_up_ends_the_call(kind):
     async with serving() as (server, runtime):
         request = ticket("hang") if kind == "exec" else Ticket(kind=kind, target="p", ports=(82,))
         async with socket_to(server.url(request), V4) as ws:
-            with pytest.raises(TimeoutError):  # noqa: PT012
+            with pytest.raises(TimeoutError):  # noqa: PT012  it is the block that takes too long
                 async with asyncio.timeout(0.5):
                     while True:
                         await ws.send(bytes(100_000))

@@ -138,6 +138,7 @@ async def test_a_runtime_that_is_killed_before_or_after_its_work_is_an_error_and
             await shim.delete("t1")
     assert (await shim.delete("t1")).exit_status == 137
     assert shim.others() == []
+    await shim.events.of("/tasks/delete")
     assert shim.events.topics.count("/tasks/exit") == 1
 
 

@@ -42,6 +42,7 @@ async def test_a_request_wakes_it_and_finds_all_as_it_was(shim, bundle, fifo):
     await shim.kill("t1")
     assert (await shim.wait("t1")).exit_status == 137
     await shim.delete("t1")
+    await shim.events.of("/tasks/delete")
     assert shim.events.topics == [
         *("/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started"),
         *("/tasks/exit", "/tasks/exit", "/tasks/delete"),
@@ -91,6 +92,7 @@ async def test_the_end_of_a_container_is_told_once_with_its_time_to_all_who_wait
     await shim.rested()
     assert (await shim.state("t1")).status == 3  # stopped
     await shim.delete("t1")
+    await shim.events.of("/tasks/delete")
     assert shim.events.topics.count("/tasks/exit") == 1
 
 
@@ -107,6 +109,7 @@ async def test_the_end_of_an_exec_is_told_once(shim, bundle):
     await shim.delete("t1", "e1")
     with pytest.raises(NotFound):
         await shim.state("t1", "e1")
+    await shim.events.of("/tasks/exit", "e1")
     assert shim.events.topics.count("/tasks/exit") == 1
 
 
@@ -331,4 +334,5 @@ async def test_one_whose_keeper_alone_is_stopped_tells_an_end_later(shim, bundle
     finally:
         os.kill(shim.pid, signal.SIGCONT)
     assert (await shim.wait("t1")).exit_status == 137
+    await shim.events.of("/tasks/exit")
     assert shim.events.topics.count("/tasks/exit") == 1

@@ -202,6 +202,7 @@ async def test_a_task_can_be_paused_and_resumed(shim, bundle):
     with pytest.raises(RuntimedError, match="OCI runtime resume failed: container not paused") as error:
         await shim.Resume(pb.ResumeRequest(id="t1"))
     assert status_of(error) is RuntimedError
+    await shim.events.of("/tasks/resumed")
     assert shim.events.topics[-2:] == ["/tasks/paused", "/tasks/resumed"]
 
 

@@ -355,11 +355,12 @@ def written(stubs: Stubs, size: int) -> int:
 
 def test_the_largest_message_over_and_over(daemon, stubs):
     size = 16 * MIB - 200
-    assert written(stubs, size) == size
-    before = resident(daemon)
-    for _ in range(4):
+    seen = []
+    for _ in range(24):
         assert written(stubs, size) == size
-    assert resident(daemon) - before < size
+        seen.append(resident(daemon))
+    # In the first dozen each thread's part of the heap comes to keep one. Then, a quarter of each would be this much.
+    assert seen[-1] - seen[11] < 3 * size, seen
 
 
 def test_messages_larger_than_the_largest(unharmed, stubs):

@@ -1,8 +1,10 @@
 """Content: blobs by their digests."""
 
+import asyncio
 import os
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -10,10 +12,12 @@ from runtimed.api import content_pb2 as pb
 from runtimed.client import records
 from runtimed.client.connection import Connection, service
 from runtimed.client.records import Blob, Ingest
-from runtimed.errors import NotFound
+from runtimed.errors import NotFound, Unavailable
+from runtimed.rpc.grpc_client import Call, Lost
 
 _CONTENT = service(pb, "Content")
 _CHUNK = 1 << 20  # bytes
+_HELD_S = 10.0  # how long another writer of the same ingest is waited for
 
 
 class Content:
@@ -58,16 +62,14 @@ class Content:
         Raises:
             AlreadyExists: the blob is there; nothing need be done.
             FailedPrecondition: its digest is not the *expected* one.
+            Unavailable: another writer has held *ref* for longer than 10 seconds.
         """
         name = ref or f"client-{os.urandom(8).hex()}"
         try:
-            async with self._connection.opened(_CONTENT.Write) as call:
-                begin = pb.WriteContentRequest(action=pb.STAT, ref=name, expected=expected)
-                await call.send(begin.SerializeToString())
-                answer = pb.WriteContentResponse.FromString(await call.receive() or b"")
+            async with self._writer(name, expected) as (call, written):
                 offset = 0
                 async for piece in _pieces(data):
-                    fresh = piece[max(0, answer.offset - offset) :]
+                    fresh = piece[max(0, written - offset) :]
                     offset += len(piece)
                     if not fresh:
                         continue  # written before, by an earlier try
@@ -88,6 +90,30 @@ class Content:
                 with suppress(NotFound):
                     await self.abort(name)
             raise
+
+    @asynccontextmanager
+    async def _writer(self, ref: str, expected: str) -> AsyncIterator[tuple[Call, int]]:
+        """Hold the ingest *ref*. Yields the call, and how many bytes an earlier try has written.
+
+        The daemon learns a moment later than its client that a try has ended, so that one is waited for, as Go's client
+        does.
+        """
+        begin = pb.WriteContentRequest(action=pb.STAT, ref=ref, expected=expected).SerializeToString()
+        deadline = time.monotonic() + _HELD_S
+        pause = 0.001
+        while True:
+            async with self._connection.opened(_CONTENT.Write) as call:
+                await call.send(begin)
+                try:
+                    answer = await call.receive()
+                except Unavailable as exc:
+                    if isinstance(exc, Lost) or time.monotonic() > deadline:
+                        raise
+                else:
+                    yield call, pb.WriteContentResponse.FromString(answer or b"").offset
+                    return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.5)
 
     async def label(self, digest: str, labels: Mapping[str, str]) -> Blob:
         """Set these labels beside the others; an empty value removes one."""

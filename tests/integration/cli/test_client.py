@@ -190,6 +190,20 @@ async def test_a_blob_is_written_on_where_it_was_left(client):
         await client.content.delete(digest)
 
 
+async def test_a_writer_that_is_about_to_end_is_waited_for(client):
+    """A daemon learns later than its client that a try was given up; the next one may be there first."""
+    async with client.leases.held():
+        other = client.content._writer("held", "")
+        await other.__aenter__()
+        writing = asyncio.ensure_future(client.content.write(b"waited for", ref="held"))
+        done, _ = await asyncio.wait([writing], timeout=0.2)  # refused meanwhile
+        assert not done
+        await other.__aexit__(None, None, None)
+        digest = await writing
+        assert digest == f"sha256:{hashlib.sha256(b'waited for').hexdigest()}"
+        await client.content.delete(digest)
+
+
 async def test_snapshots(client):
     snapshots = client.snapshots("native")
     async with client.leases.held():

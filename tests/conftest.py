@@ -14,6 +14,7 @@ import pytest
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from tests.registry import Registry, docker_registry
+from tests.verdict import Verdict
 
 # How soon after one another an example's steps come is the machine's business.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -65,6 +66,12 @@ _BEFORE = pytest.StashKey[set[str]]()
 def _is_worker(config: pytest.Config) -> bool:
     """Whether this is one of the processes that `make test` runs tests in; who started them judges them all."""
     return hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the whole run judged, once."""
+    if not _is_worker(config):
+        config.pluginmanager.register(Verdict())
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -13,6 +13,7 @@ from runtimed.client.records import Completed, Resource
 from runtimed.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from tests.fakes.registry import serving
 from tests.integration.cli.conftest import NAMESPACE, REPO
+from tests.integration.cli.conftest import runtimed as ours
 
 pytestmark = pytest.mark.root
 
@@ -40,8 +41,8 @@ async def sleeper(client):
         await container.delete(force=True)
 
 
-def is_ours(daemon) -> bool:
-    return "runtimed" in daemon.directory.name
+# containerd 1.6 has no Transfer service.
+with_transfer = pytest.mark.parametrize("daemon", [ours], ids=["runtimed"], indirect=True)
 
 
 async def test_who_is_not_there_is_said_with_what_to_do(tmp_path):
@@ -280,9 +281,8 @@ async def test_who_answers(client, daemon):
     assert (plugin.id, plugin.error) == ("native", None)
 
 
+@with_transfer
 async def test_a_pull_with_progress(client, daemon, box):
-    if not is_ours(daemon):
-        pytest.skip("containerd 1.6 has no Transfer service")
     with serving(box, "app") as registry:
         pulling = client.images.pull(f"{registry.host}/app")
         steps = [step async for step in pulling]
@@ -304,9 +304,8 @@ async def test_a_pull_with_progress(client, daemon, box):
             await client.images.delete(name, sync=True)
 
 
+@with_transfer
 async def test_a_pull_that_is_left_is_given_up(client, daemon, box):
-    if not is_ours(daemon):
-        pytest.skip("containerd 1.6 has no Transfer service")
     with serving(box, "app") as registry:
         gate = registry.hold("manifests")
         pulling = asyncio.ensure_future(client.images.pull(f"{registry.host}/app"))
@@ -319,10 +318,9 @@ async def test_a_pull_that_is_left_is_given_up(client, daemon, box):
             await client.images.get(f"{registry.host}/app")
 
 
+@with_transfer
 def test_the_examples_of_the_documentation_run(daemon, box, tmp_path, monkeypatch):
     """Each is a program of its own; their addresses, images and cgroups are replaced by ours."""
-    if not is_ours(daemon):
-        pytest.skip("containerd 1.6 has no Transfer service")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     examples = re.findall(r"```python\n(.*?)```", (REPO / "docs/client.md").read_text(), re.DOTALL)
     assert len(examples) > 5

@@ -1,7 +1,7 @@
 """What makes a whole run red beside tests that fail: skips in CI, and more than a few tests that passed only again.
 
 The tests drive real daemons, kernels and clients on shared machines, thousands of them. One that looks at something a
-moment too early once in a hundred runs must not stand for the whole, and must not be hidden either: it is run once more,
+moment too early once in a hundred runs must not stand for the whole, nor be hidden: it is run once more,
 and told with what it failed by. It is a fault to be mended, in it or in what it tests.
 """
 

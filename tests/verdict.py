@@ -22,7 +22,8 @@ class Verdict:
         self._skipped: list[pytest.TestReport] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.outcome == "rerun":  # by pytest-rerunfailures
+        outcome: str = report.outcome
+        if outcome == "rerun":  # by pytest-rerunfailures
             self._rerun.append(report)
         elif report.skipped and not hasattr(report, "wasxfail"):
             self._skipped.append(report)

@@ -26,6 +26,11 @@ async def blocking(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
     return await _run(_workers, lambda: func(*args, **kwargs), lambda: None)
 
 
+def aside(func: Callable[[], None], /) -> None:
+    """Run *func*, which raises nothing and does not take long, in a worker thread that nobody waits for."""
+    _workers.submit(func)
+
+
 async def streaming(func: Callable[[], T], interrupt: Callable[[], None]) -> T:
     """Like :func:`blocking`, for a *func* that waits for a client again and again; eight run at a time.
 

@@ -107,15 +107,19 @@ class Children:
         """The pids of the worker's own children that it need not wait for the end of."""
         return list(self._lasting)
 
-    def spawn(self, argv: list[str], env: dict[str, str], stdio: Sequence[int], *, lasting: bool = False) -> Child:
+    def spawn(
+        self, argv: list[str], env: dict[str, str], stdio: Sequence[int], *, lasting: bool = False, program: str = ""
+    ) -> Child:
         """Start the program ``argv[0]`` (looked for on the shim's PATH) with *stdio* as its first descriptors.
 
-        No other descriptor of the shim's is passed on. A *lasting* one does not keep the worker awake. Raises OSError,
-        FileNotFoundError above all, and ResourceExhausted.
+        A path *program* is executed in its place. No other descriptor of the shim's is passed on. A *lasting* one does
+        not keep the worker awake. Raises OSError, FileNotFoundError above all, and ResourceExhausted.
         """
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
         try:
-            pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=())
+            pid = os.posix_spawnp(
+                program or argv[0], argv, env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=()
+            )
         except BlockingIOError:
             raise too_many_processes() from None
         return self.own(pid, lasting=lasting)

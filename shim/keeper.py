@@ -45,9 +45,12 @@ class Start:
 
 
 class Keeper:
-    """The keeper of a shim, whose workers call *work*. The first one takes the descriptors *given* with it."""
+    """The keeper of a shim, whose workers call *work*.
 
-    def __init__(self, work: Callable[[Start], None], given: Sequence[int] = ()) -> None:
+    The first one takes the descriptors *given* with it; those *kept* the keeper holds for all of them.
+    """
+
+    def __init__(self, work: Callable[[Start], None], given: Sequence[int] = (), kept: Sequence[int] = ()) -> None:
         self._work = work
         self._socket, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self.link = Link(theirs)
@@ -65,7 +68,7 @@ class Keeper:
         self._poll = select.poll()
         for fd in (self._socket.fileno(), self._signals):
             self._poll.register(fd, select.POLLIN)
-        self.fds = frozenset({self._socket.fileno(), theirs.fileno(), self._signals, self._signalled})
+        self.fds = frozenset({self._socket.fileno(), theirs.fileno(), self._signals, self._signalled, *kept})
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when the worker has said something."""
@@ -158,6 +161,7 @@ class Keeper:
                 raise OSError("what a worker handed over did not arrive")
             word, _, rest = packet.partition(b" ")
             if word == b"chdir":
+                process.set_name("runtimed-shim")
                 os.chdir(rest)
             else:
                 self._do(word, [int(number) for number in rest.split()], rights)

@@ -2,7 +2,7 @@
 
 So what the keeper says while there is no worker waits for the next one. To the keeper::
 
-    chdir PATH         have that working directory, which is the shim's
+    chdir PATH         be a shim from now on, in that working directory
     hold               a child that it does not know may turn out to be a process of a task: reap none such
     free               that is over
     adopt PID          say how this child of yours ends

@@ -29,12 +29,16 @@ each Delete; until a Create that joins has been answered, the shim may still end
 
 The shim is in a session of its own and outlives both the nursery and the daemon. The nursery ends when the other end of
 its socket is closed. Shims that end leave no zombies here.
+
+After the first request it forks each shim ahead: a *spare* waits, as keeper and worker, for the request that it is to
+serve. It has the nursery's name until then, and ends with the nursery. One that has ended is done without.
 """
 
 import _socket
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -44,8 +48,8 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from runtimed.linux import process
-from shim import rehearsal, server, shortcuts
-from shim.keeper import Keeper
+from shim import rehearsal, sealed, server, shortcuts
+from shim.keeper import Keeper, Start
 from shim.options import DEFAULT_ROOT
 
 _TASK = "containerd.task.v3.Task"
@@ -71,15 +75,19 @@ def main() -> None:
     with suppress(OSError):  # /proc may be read-only, where the daemon is itself in a container
         process.raise_oom_score_adj(1)  # the daemon's plus one, for all shims to come
     shortcuts.learn()
+    sealed.load(shortcuts.trusted())
     rehearsal.rehearse(sys.argv[2], _settings)
     # A collection would write to the header of every object there is, and so give each shim its own copy of them.
     gc.collect()
     gc.freeze()
+    spare: _socket.socket | None = None  # not before the first request: the daemon sets limits after the start
     while packet := _receive(requests):
-        _fork(requests, packet)
+        answer = _ask(spare, packet) if spare else b""
+        _send(requests, answer or _answer_of_new(requests, packet))
+        spare = _spare(requests)
 
 
-def _receive(requests: socket.socket) -> bytes:
+def _receive(requests: _socket.socket) -> bytes:
     try:
         return requests.recv(_MAX_PACKET)
     except ConnectionError:
@@ -115,32 +123,69 @@ def _settings(packet: bytes) -> server.Settings:
     )
 
 
-def _fork(requests: socket.socket, packet: bytes) -> None:
-    """Fork a shim that answers *packet*, if there can be one; return when it is answered.
+def _ask(shim: _socket.socket, packet: bytes) -> bytes:
+    """Return the answer to *packet* of a shim that has answered none yet; nothing if it has ended."""
+    try:
+        shim.send(packet)
+        return shim.recv(_MAX_PACKET)
+    except OSError:
+        return b""
+    finally:
+        shim.close()
+
+
+def _answer_of_new(requests: _socket.socket, packet: bytes) -> bytes:
+    """Return the answer of a shim that is forked for it, or why there is none."""
+    try:
+        shim = _fork(requests, packet)
+    except OSError as exc:
+        return _error(exc)
+    try:
+        return shim.recv(_MAX_PACKET) or _error("it ended before it answered")
+    finally:
+        shim.close()
+
+
+def _spare(requests: _socket.socket) -> _socket.socket | None:
+    try:
+        return _fork(requests)
+    except OSError:
+        return None  # it is tried again when there is a request, to which the error can be told
+
+
+def _fork(requests: _socket.socket, packet: bytes = b"") -> _socket.socket:
+    """Fork a shim that answers *packet*, or, if that is empty, the one that comes by the socket; return the socket.
 
     The shim does all there is to do itself. What the nursery writes to in its memory between two forks each shim gets
-    a copy of for its own, so that is as little as can be.
+    a copy of for its own, so that is as little as can be. Raises OSError.
     """
-    answered, answering = os.pipe()
-    if os.fork() == 0:
-        os.close(answered)
-        _keep(requests, packet, answering)
-    os.close(answering)
-    os.read(answered, 1)
-    os.close(answered)
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        if os.fork() == 0:
+            ours.close()
+            requests.close()
+            _keep(packet, theirs.detach())
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours
 
 
-def _keep(requests: socket.socket, packet: bytes, answering: int) -> NoReturn:
+def _keep(packet: bytes, asking: int) -> NoReturn:
     """Be the keeper of a shim, whose first worker answers, and never come back to the nursery's loop."""
     status = 1
-    given = [requests.fileno(), answering]
     try:
         try:
             server.become()
-            keeper = Keeper(lambda start: server.work(lambda: _answer(given, packet), start), given)
+            keeper = Keeper(
+                lambda start: server.work(lambda: _answer(packet, asking, start), start), [asking], sealed.fds()
+            )
             keeper.start()
         except OSError as exc:
-            _send(requests, json.dumps({"error": str(exc)}))
+            if packet:  # else the nursery finds that there is no spare
+                _send(_socket.socket(fileno=asking), _error(exc))
             raise
         os.dup2(0, 2)  # what the nursery itself has to say is for the daemon
         status = keeper.run()
@@ -150,26 +195,40 @@ def _keep(requests: socket.socket, packet: bytes, answering: int) -> NoReturn:
         os._exit(status)
 
 
-def _answer(given: list[int], packet: bytes) -> tuple[server.Settings, _socket.socket]:
-    """Answer *packet* by what was *given* to the worker, which is over with it; return what it asks for."""
-    requests = _socket.socket(fileno=given[0])
+def _answer(packet: bytes, asking: int, start: Start) -> tuple[server.Settings, _socket.socket]:
+    """Answer *packet*, or the one that comes by *asking*; return what it asks for, and the socket to serve it on."""
+    nursery = _socket.socket(fileno=asking)
     try:
-        settings = _settings(packet)
+        settings = _settings(packet or _awaited(nursery, start))
         os.chdir(settings.bundle)  # before there is a socket that would have to go again
         sock = server.listen(settings.socket_path)
     except (OSError, ValueError) as exc:
-        _send(requests, json.dumps({"error": str(exc)}))
+        _send(nursery, _error(exc))
         os._exit(1)
-    _send(requests, f'{{"pid": {os.getppid()}}}')
-    requests.close()
-    os.close(given[1])
+    _send(nursery, b'{"pid": %d}' % start.keeper)
+    nursery.close()
     os.dup2(0, 2)
     return settings, sock
 
 
-def _send(requests: _socket.socket, answer: str) -> None:
-    with suppress(OSError):  # nobody there any more: the nursery's next receive says so, too
-        requests.send(answer.encode())
+def _awaited(nursery: _socket.socket, start: Start) -> bytes:
+    """Return the request that a spare is to serve; end, and its keeper with it, when there will be none."""
+    poller = select.poll()
+    poller.register(nursery.fileno(), select.POLLIN)
+    poller.register(start.link.fileno(), select.POLLIN)  # the keeper says when somebody wants to end it
+    ready = [fd for fd, _ in poller.poll()]
+    if nursery.fileno() in ready and (packet := _receive(nursery)):
+        return packet
+    os._exit(0)
+
+
+def _error(reason: object) -> bytes:
+    return json.dumps({"error": str(reason)}).encode()
+
+
+def _send(sock: _socket.socket, answer: bytes) -> None:
+    with suppress(OSError):  # nobody there any more
+        sock.send(answer)
 
 
 if __name__ == "__main__":

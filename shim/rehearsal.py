@@ -89,9 +89,9 @@ def _once(directory: str, settings_of: Callable[[bytes], server.Settings]) -> No
         "debug": False,
     }
     settings = settings_of(json.dumps(request).encode())
-    process.set_name("runtimed-nursery")
     loop.run(_live(settings, server.listen(settings.socket_path)))
     _keep()
+    process.set_name("runtimed-nursery")  # not any more what a keeper is called
 
 
 def _keep() -> None:

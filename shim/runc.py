@@ -15,7 +15,7 @@ from runtimed.errors import (
     RuntimedError,
     from_os_error,
 )
-from shim import failpoints, loop, shortcuts
+from shim import failpoints, loop, sealed, shortcuts
 from shim.exits import Child, Children
 from shim.options import Options
 
@@ -178,7 +178,7 @@ class Runc:
             argv = self._argv(f"/proc/{os.getpid()}/fd/{log}", command, args)
             try:
                 stdio = stdio or (stdin or null, output, output)
-                child = self._children.spawn(argv, {**self._environment(), **environment}, stdio)
+                child = self._spawn(command, argv, {**self._environment(), **environment}, stdio)
             except OSError as exc:
                 error = from_os_error(exc, f"OCI runtime {self.options.binary_name!r}")
                 if isinstance(error, ResourceExhausted):
@@ -201,6 +201,15 @@ class Runc:
         finally:
             for fd in (null, output, log):
                 os.close(fd)
+
+    def _spawn(self, command: str, argv: list[str], environment: dict[str, str], stdio: Sequence[int]) -> Child:
+        if program := sealed.program(self.options.binary_name, command):
+            try:
+                return self._children.spawn(argv, environment, stdio, program=program)
+            except OSError as exc:
+                if not sealed.is_refused(exc):
+                    raise
+        return self._children.spawn(argv, environment, stdio)
 
     def _argv(self, log: str, command: str, args: Sequence[str]) -> list[str]:
         argv = [self.options.binary_name, "--root", f"{self.options.root}/{self.namespace}"]

@@ -91,10 +91,9 @@ def is_served(path: str) -> bool:
 
 
 def become() -> None:
-    """Turn a process that was forked a moment ago into a shim; what is there already is in order. Raises OSError."""
+    """Turn a process that was forked a moment ago into a keeper; what is there already is in order. Raises OSError."""
     os.setsid()
     process.set_child_subreaper()
-    process.set_name("runtimed-shim")
 
 
 def detach(keep: Collection[int], *, stderr: bool = True) -> None:
@@ -116,6 +115,7 @@ def work(first: Callable[[], tuple[Settings, _socket.socket]], start: Start) -> 
     settings, sock = first() if start.state < 0 else (None, None)
     if settings is not None:
         start.link.say("chdir", settings.bundle)
+        process.set_name("runtimed-shim")
     handover = Handover(start)
 
     async def main() -> None:

@@ -50,8 +50,13 @@ def learn() -> None:
     path = next((path for path in paths if os.access(path, os.X_OK)), "")
     with suppress(OSError):
         identity = _identity(path)
-        if _version(path).startswith(_VERSIONS):
+        if version(path).startswith(_VERSIONS):
             _trusted = path, identity
+
+
+def trusted() -> str:
+    """Return the path of the runc that :func:`learn` has found to be known here; "" if there is none."""
+    return _trusted[0] if _trusted else ""
 
 
 class Gate:
@@ -62,7 +67,7 @@ class Gate:
 
     def __init__(self, binary: str, state: str, bundle: str) -> None:
         self._path = f"{state}/{_FIFO}"
-        self._applies = _is_trusted(binary) and not _may_have_hooks(bundle)
+        self._applies = is_trusted(binary) and not _may_have_hooks(bundle)
         self._fd = -1
 
     def __enter__(self) -> "Gate":
@@ -89,7 +94,7 @@ class Gate:
 
 def delete(binary: str, state: str) -> bool:
     """Give back what runc holds of a container whose first process has ended; say whether all of it is."""
-    if not _is_trusted(binary):
+    if not is_trusted(binary):
         return False
     try:
         if os.listdir(state) != [_STATE]:  # noqa: PTH208
@@ -107,7 +112,8 @@ def delete(binary: str, state: str) -> bool:
     return True
 
 
-def _is_trusted(binary: str) -> bool:
+def is_trusted(binary: str) -> bool:
+    """Say whether *binary* names the runc that is known here, which nobody has replaced since."""
     if _trusted is None:
         return False
     path, identity = _trusted
@@ -121,7 +127,7 @@ def _identity(path: str) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _version(path: str) -> str:
+def version(path: str) -> str:
     """Return how *path* introduces itself; nothing if it takes too long. Leaves no process."""
     said, saying = os.pipe()
     try:

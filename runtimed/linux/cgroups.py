@@ -1,12 +1,17 @@
 """cgroups(7): where a process is in the hierarchies, and the kinds of files there. What cannot be read is empty."""
 
+import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = "/sys/fs/cgroup"
 _MEASURING = ("cpu", "memory", "pids")
 UNLIMITED = 1 << 62  # limits from here on are none: version 1 writes a number of that size
+
+_attaching = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,29 @@ def of(pid: int, root: str = _ROOT) -> Cgroup | None:
             {name: f"{root}/{name}{path}".rstrip("/") for name, path in paths.items() if "=" not in name and name}
         )
     return Cgroup({"": f"{root}{paths.get('', '')}".rstrip("/")})
+
+
+def get_ready_to_attach(root: str = _ROOT) -> None:
+    """Have the kernel be ready to move a process between cgroups. Blocks for that long, and changes nothing.
+
+    To be the only one who moves processes the kernel waits until all others have seen it (an RCU grace period: 5 to
+    20 ms were measured), and then lets the next ones in at once for about as long. Whoever is about to have an OCI
+    runtime make a container has the wait over with before the runtime is there, by moving this process to where it is.
+    Only to where it is listed: with a cgroup namespace, but the host's directories, the path says another cgroup.
+    """
+    if not _attaching.acquire(blocking=False):
+        return  # somebody does it already
+    try:
+        found = of(os.getpid(), root)
+        # No cgroup in sight (in a container, say), or read-only: the runtime waits.
+        with suppress(OSError):
+            directory = next(iter(found.directories.values()), "") if found else ""
+            fd = os.open(f"{directory}/cgroup.procs", os.O_RDWR | os.O_CLOEXEC)
+            with os.fdopen(fd, "r+b", buffering=0) as procs:
+                if b"%d\n" % os.getpid() in procs.readlines():
+                    procs.write(b"%d" % os.getpid())
+    finally:
+        _attaching.release()
 
 
 def text(path: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from runtimed.errors import RuntimedError
 from runtimed.failpoints import hit_async
+from runtimed.linux.cgroups import get_ready_to_attach
 from runtimed.metadata import containers
 from runtimed.metadata.containers import Opaque
 from runtimed.metadata.db import Database
@@ -20,7 +21,7 @@ from runtimed.tasks.groups import Groups
 from runtimed.tasks.launch import Launcher
 from runtimed.tasks.remains import settled
 from runtimed.tasks.table import Table, Task
-from runtimed.threads import blocking
+from runtimed.threads import aside, blocking
 
 _CREATE_ENDS_WITHIN_S = 8.0  # what is left of a Create that nobody waits for any more
 
@@ -87,6 +88,7 @@ class Maker:
 
     async def _make(self, bundle: Bundle, new: NewTask) -> Task:
         container = self._db.look_up(containers.get, bundle.namespace, bundle.id)
+        aside(get_ready_to_attach)  # while the bundle and the shim are made
         await hit_async("create.begun")
         program = self._launcher.resolve(new.runtime or container.runtime or self._default_runtime)
         options = self._launcher.options(program, new.options or container.runtime_options or Opaque("", b""))

@@ -95,8 +95,8 @@ async def test_a_runtime_that_is_killed_while_it_creates_leaves_nothing_and_the_
 ):
     hooks = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "60"]}]}
     creating = asyncio.create_task(shim.create("t1", bundle(hooks=hooks)))
-    await eventually(lambda: any("runc" in proc(child, "comm") for child in children(shim.worker)))
-    runc = next(child for child in children(shim.worker) if "runc" in proc(child, "comm"))
+    await eventually(lambda: any(proc(child, "cmdline").startswith("runc\0") for child in children(shim.worker)))
+    runc = next(child for child in children(shim.worker) if proc(child, "cmdline").startswith("runc\0"))
     await eventually(lambda: any("sleep" in proc(child, "comm") for child in descendants(runc)))
     hook = next(child for child in descendants(runc) if "sleep" in proc(child, "comm"))
     os.kill(runc, signal.SIGKILL)

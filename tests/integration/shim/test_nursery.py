@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,8 @@ async def test_a_shim_is_what_it_should_be(shim, tmp_path):
     assert proc(pid, "comm") == "runtimed-shim\n"
     assert int(proc(pid, "oom_score_adj")) == min(int(proc("self", "oom_score_adj")) + 1, 1000)
     assert stat.S_IMODE(shim.path.stat().st_mode) == 0o600
-    # The pair between keeper and worker, and the pipe for signals: nothing of the nursery's.
-    keepers = [*["/dev/null"] * 3, *["pipe"] * 2, *["socket"] * 2]
+    # The pair between keeper and worker, and the pipe for signals: nothing of the nursery's but runc in memory.
+    keepers = [*["/dev/null"] * 3, "/memfd", *["pipe"] * 2, *["socket"] * 2]
     await eventually(lambda: [link.partition(":")[0] for link in fds_of(pid)] == keepers)  # the worker answers first
     # Beside these the worker has its event loop, the listening socket, and the client's.
     (worker,) = children(pid)
@@ -172,3 +173,59 @@ async def test_a_shim_without_tasks_ends_by_sigterm(shim):
 
 async def test_connect_tells_a_daemon_whose_shim_it_is(shim):
     assert (await shim.Connect(pb.ConnectRequest(id="t1"))).shim_pid == shim.pid
+
+
+@pytest.fixture
+def parent(tmp_path, fork):
+    """A nursery that has been asked once, and the pid of its spare."""
+    parent = Nursery(tmp_path / "rehearsal")
+    answer, path = fork(parent)
+    first = os.pidfd_open(answer["pid"])
+    deadline = time.monotonic() + 20
+    # One that has its worker takes signals as a shim does.
+    while not (spare := [pid for pid in children(parent.process.pid) if pid != answer["pid"] and children(pid)]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield parent, spare[0]
+    signal.pidfd_send_signal(first, signal.SIGKILL)
+    select.select([first], [], [])
+    os.close(first)
+    path.unlink()
+    parent.close()
+
+
+async def test_a_shim_is_forked_before_it_is_asked_for(parent, fork, shim_of):
+    nursery, spare = parent
+    assert proc(spare, "comm") == "runtimed-nurser\n"  # what is no shim yet is not called one
+    answer, path = fork(nursery)
+    assert answer["pid"] == spare
+    async with shim_of(answer, path) as shim:
+        await shim.Connect(pb.ConnectRequest())
+        await eventually(lambda: proc(spare, "comm") == "runtimed-shim\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_without_its_spare_a_nursery_forks_when_it_is_asked(parent, fork, shim_of, number):
+    nursery, spare = parent
+    os.kill(spare, number)
+    await eventually(lambda: not exists(spare))
+    answer, path = fork(nursery)
+    async with shim_of(answer, path) as shim:
+        assert (await shim.Connect(pb.ConnectRequest())).shim_pid == answer["pid"] != spare
+
+
+async def test_what_a_spare_cannot_serve_is_answered(parent, fork, shim_of):
+    nursery, spare = parent
+    answer, _ = fork(nursery, socket="/no/such/directory/s")
+    assert "No such file or directory" in answer["error"]
+    await eventually(lambda: not exists(spare))
+    answer, path = fork(nursery)
+    async with shim_of(answer, path) as shim:
+        assert (await shim.Connect(pb.ConnectRequest())).shim_pid == answer["pid"]
+
+
+async def test_a_spare_ends_with_its_nursery(parent):
+    nursery, spare = parent
+    nursery.process.kill()
+    await eventually(lambda: not exists(spare))
+    assert nursery.socket.recv(1) == b""  # by which the daemon knows

@@ -253,12 +253,15 @@ class Kubelet:
 
     def _restart_daemon(self) -> None:
         """Stop the daemon, or kill it, in turn."""
-        self.counts["restarts of the daemon"] += 1
-        if self.counts["restarts of the daemon"] % 2:
+        name = "restarts of the daemon"
+        self.counts[name] += 1
+        began = time.monotonic()
+        if self.counts[name] % 2:
             self.cri.daemon.kill()
         else:
             self.cri.daemon.stop()
         self.cri.daemon.start()
+        self.slowest[name] = max(self.slowest.get(name, 0), time.monotonic() - began)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from runtimed.cri.request import ContainerSpecRequest
 from runtimed.cri.sandbox_status import publish
 from runtimed.cri.spec import container_spec
 from runtimed.cri.state import Container, Sandbox, container_name
+from runtimed.diff.stacks import read_only
 from runtimed.errors import FailedPrecondition, InvalidArgument
 from runtimed.linux import idmap
 from runtimed.metadata import containers
@@ -97,7 +98,8 @@ def _record(
     sandbox, config = container.sandbox, container.config
     handler = core.handlers.get(sandbox.handler)
     name = config.image.user_specified_image or config.image.image
-    with mounted_temporarily(mounts, core.mountpoints()) as root:
+    # Without an upperdir: taking that off has the kernel bring the whole file system below it to disk.
+    with mounted_temporarily(read_only(mounts), core.mountpoints()) as root:
         request = ContainerSpecRequest(
             container_id=container.id,
             sandbox_id=sandbox.id,

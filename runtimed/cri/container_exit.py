@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.api import events_pb2
@@ -16,11 +17,14 @@ from runtimed.errors import ResourceExhausted, RuntimedError
 from runtimed.events import EventBus
 from runtimed.tasks import client
 from runtimed.tasks.client import Exit, Status
+from runtimed.threads import blocking
 
 log = logging.getLogger(__name__)
 
 OOM_KILLED = "OOMKilled"
 _UNSEEN = 255  # containerd's too: nobody knows how it ended
+_TOLD_WITHIN_S = 2.0  # from the end of a first process to the word of it; more only if the daemon has much to do
+_PF_EXITING = 0x4  # include/linux/sched.h; in what proc_pid_stat(5) has as flags
 
 
 async def watch(core: Core, events: EventBus, ready: asyncio.Event) -> None:
@@ -83,7 +87,20 @@ async def remove_unstarted(core: Core, container: Container) -> None:
     """Remove the task of a container that is to be started yet: starting it makes another one."""
     async with container.lock:
         await ending.end(core, container.id)
-        container.pid = 0
+        container.pid = container.record.started_at = 0
+        core.save_soon(container.id, container.record)
+
+
+async def has_ended(container: Container) -> bool:
+    """Say whether a container runs no more; wait for the word of it if its first process is at its end.
+
+    With that the kernel kills all others, and starts no more, some time before anybody is told.
+    """
+    if container.state == pb.CONTAINER_RUNNING and await blocking(_is_exiting, container.pid):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TOLD_WITHIN_S):
+                await container.ended.wait()
+    return container.state != pb.CONTAINER_RUNNING
 
 
 def told(core: Core, id: str, exit: Exit) -> None:
@@ -97,12 +114,29 @@ def told(core: Core, id: str, exit: Exit) -> None:
 
 async def _container_ended(core: Core, container: Container, exit: Exit) -> None:
     async with container.lock:  # a start under way is told before its end
+        if _is_anothers(container, exit):
+            return
         note(core, container, exit)
         try:
             await ending.remove(core, container.id)
         except RuntimedError as exc:
             log.warning("an ended task stays", extra={"container": container.id, "error": str(exc)})
     await core.hooks.stop(container)
+
+
+def _is_anothers(container: Container, exit: Exit) -> bool:
+    """Say whether *exit* is that of an earlier task of a container: one that a daemon was killed before it started."""
+    is_unstarted = container.state == pb.CONTAINER_CREATED
+    return is_unstarted or bool(exit.pid and container.pid and exit.pid != container.pid)
+
+
+def _is_exiting(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return True
+    state, *fields = stat.rpartition(b")")[2].split()  # behind the name, which may hold blanks and parentheses
+    return state in {b"Z", b"X"} or bool(int(fields[5]) & _PF_EXITING)
 
 
 async def _sandbox_ended(core: Core, sandbox: Sandbox) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from runtimed.api import cri_pb2 as pb
+from runtimed.cri import container_exit
 from runtimed.cri.core import Core
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.state import Container
@@ -75,6 +76,22 @@ async def process_of(core: Core, container: Container) -> dict[str, object]:
     return dict(container.process)
 
 
+async def begin(core: Core, container: Container, exec_id: str, stdio: Stdio, spec: Opaque) -> None:
+    """Start a further process in a container.
+
+    Raises:
+        FailedPrecondition: the container has ended meanwhile, and says so. The runtime only has that a pipe is broken.
+        RuntimedError: the runtime's own error.
+    """
+    try:
+        await core.tasks.exec(NAMESPACE, container.id, exec_id, stdio, spec)
+        await core.tasks.start(NAMESPACE, container.id, exec_id)
+    except RuntimedError as exc:
+        if not await container_exit.has_ended(container):
+            raise
+        raise FailedPrecondition(f"container {container.id} has ended: {exc}") from exc
+
+
 class _Execution:
     """One command in a container."""
 
@@ -121,8 +138,7 @@ class _Execution:
         self._streams = [_Stream(fd, room) for fd in fds]
         stdio = Stdio(stdout=str(self._directory / "stdout"), stderr=str(self._directory / "stderr"))
         spec = Opaque(PROCESS_TYPE_URL, msgspec.json.encode(process))
-        await self._core.tasks.exec(NAMESPACE, self._container.id, self._id, stdio, spec)
-        await self._core.tasks.start(NAMESPACE, self._container.id, self._id)
+        await begin(self._core, self._container, self._id, stdio, spec)
 
 
 class _Room:

@@ -20,7 +20,7 @@ from runtimed.api import cri_pb2 as pb
 from runtimed.cri import pipes
 from runtimed.cri.attach import attach
 from runtimed.cri.core import Core, all_of
-from runtimed.cri.exec_sync import process_of
+from runtimed.cri.exec_sync import begin, process_of
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.state import Container
 from runtimed.cri.streaming.session import Input, Session, Write
@@ -146,8 +146,7 @@ class _Execution:
             terminal=self._tty,
         )
         spec = Opaque(PROCESS_TYPE_URL, msgspec.json.encode(process))
-        await self._core.tasks.exec(NAMESPACE, self._container.id, self._id, stdio, spec)
-        await self._core.tasks.start(NAMESPACE, self._container.id, self._id)
+        await begin(self._core, self._container, self._id, stdio, spec)
 
     async def _feed(self) -> None:
         """Pass on what the client sends, and its end."""

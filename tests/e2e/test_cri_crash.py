@@ -101,6 +101,22 @@ def test_a_crash_at_any_step_of_a_pod_or_container_leaves_what_can_be_removed(cr
     cri.remove_pod(cri.run_pod("crashes", uid=step))  # the name is free
 
 
+@pytest.mark.parametrize("step", ["create.made", "create.marked"])
+def test_a_container_whose_start_a_daemon_did_not_live_to_see_can_be_started(cri, pod, step):
+    cri.daemon.kill()
+    restart(cri, **{VARIABLE: f"{step}=panic"})
+    with pytest.raises(grpc.RpcError) as failed:
+        started(cri, pod, "begun")
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    cri.daemon.process.wait(20)
+    restart(cri)
+    [found] = cri.containers()
+    assert found.state == pb.CONTAINER_CREATED
+    cri.start(found.id)
+    assert cri.shell(found.id, "echo runs") == "runs\n"
+    assert cri.status(found.id).state == pb.CONTAINER_RUNNING
+
+
 def test_daemons_that_die_again_and_again_while_pods_come_and_go_leave_none_of_them(cri):
     made: list[str] = []
     deaths: list[int] = []
@@ -195,6 +211,25 @@ def test_containers_out_of_memory_all_at_once_are_each_told(cri, pod):
         list(threads.map(cri.start, ids))
         cri.runtime.Version(pb.VersionRequest(), timeout=5)
     assert [(cri.status(id).exit_code, cri.status(id).reason) for id in ids] == [(137, "OOMKilled")] * 4
+
+
+def test_a_command_that_comes_when_its_container_ends_is_told_so(cri, pod):
+    """And not that a pipe is broken, after which a kubelet would take the container for unhealthy."""
+
+    def probe(id):
+        while True:
+            try:
+                assert cri.runtime.ExecSync(request(id), timeout=TIMEOUT_S).exit_code in {0, 137}  # killed with it
+            except grpc.RpcError as exc:
+                return exc.code(), exc.details(), cri.status(id).state
+
+    def request(id):
+        return pb.ExecSyncRequest(container_id=id, cmd=["/bin/true"])
+
+    ids = [started(cri, pod, f"ends{number}", "sleep 0.3") for number in range(4)]
+    with ThreadPoolExecutor(8) as threads:
+        for code, details, state in threads.map(probe, [*ids, *ids]):
+            assert (code, state) == (grpc.StatusCode.FAILED_PRECONDITION, pb.CONTAINER_EXITED), details
 
 
 def test_commands_that_end_at_once_leave_no_zombies(cri, pod):

@@ -323,6 +323,23 @@ def test_other_containers_are_updated_at_each_occasion(nri, pod):
     nri.cri.remove(other)
 
 
+def test_a_container_is_evicted_for_another_one(nri, pod):
+    other = nri.create(pod, "evicted", "trap 'exit 7' TERM; touch /ready; sleep 1000 & wait")
+    nri.cri.start(other)
+    nri.sh(other, "until [ -e /ready ]; do sleep 0.1; done")
+    evicted = [{"container_id": other, "reason": "its place is needed"}, {"container_id": "none", "reason": "none"}]
+    with nri.told(create_container={"answer": {"evict": evicted}}):
+        id = nri.create(pod, "takes-its-place")
+        status = nri.cri.status(other)  # it has ended when the call has, as by StopContainer
+        assert (status.state, status.exit_code) == (pb.CONTAINER_EXITED, 7)
+        stopped = nri.events(name="stop_container")
+        assert [one["container"]["id"] for one in stopped] == [other]
+    nri.cri.start(id)
+    assert nri.sh(id, "echo runs").strip() == "runs"
+    for one in (other, id):
+        nri.cri.remove(one)
+
+
 def wait_for(nri, plugin, event):
     """Wait until a plugin has written of an event: nothing else tells of a file that is not there yet."""
     for _ in range(400):

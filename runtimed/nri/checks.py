@@ -114,6 +114,15 @@ class _Check:
                     raise self._fail("linux.net_devices", f"{one[:32]!r} is not the name of a network device")
         if linux.HasField("seccomp_policy"):
             self._seccomp(linux.seccomp_policy)
+        for field, kind, values in (
+            ("io_priority.class", pb.IOPrioClass, [getattr(linux.io_priority, "class")]),
+            ("scheduler.policy", pb.LinuxSchedulerPolicy, [linux.scheduler.policy]),
+            ("scheduler.flags", pb.LinuxSchedulerFlag, linux.scheduler.flags),
+            ("memory_policy.mode", pb.MpolMode, [linux.memory_policy.mode]),
+            ("memory_policy.flags", pb.MpolFlag, linux.memory_policy.flags),
+        ):
+            if unknown := [value for value in values if value not in kind.values()]:
+                raise self._fail(f"linux.{field}", f"{unknown[0]} is none of {', '.join(kind.keys())}")
 
     def _seccomp(self, policy: pb.LinuxSeccomp) -> None:
         for pattern, found in (

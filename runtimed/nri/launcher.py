@@ -15,6 +15,7 @@ from runtimed.threads import blocking
 _MAX_CONFIG = 1 << 20  # bytes
 _ENDS_WITHIN_MS = 1000  # once it was told to, until it is killed
 _SOCKET = 3  # the descriptor by which it is connected
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # which Python ignores, and a program would go on to ignore
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -68,7 +69,6 @@ class Process:
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
         self.sock = sock
-        self._pidfd = os.pidfd_open(pid)
 
     async def end(self) -> None:
         """Wait a moment for its end, which closing its connection brings; kill it and what it has started then."""
@@ -76,13 +76,17 @@ class Process:
         await blocking(self._end)
 
     def _end(self) -> None:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        poll.poll(_ENDS_WITHIN_MS)
+        with suppress(OSError):  # no descriptor is left: it is killed without a moment
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                poll.poll(_ENDS_WITHIN_MS)
+            finally:
+                os.close(pidfd)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        os.close(self._pidfd)
 
 
 def launch(program: Program) -> Process:
@@ -91,7 +95,8 @@ def launch(program: Program) -> Process:
     Raises:
         RuntimedError: it cannot be run.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with os_errors(f"NRI plugin {program.path}"):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
     environment = {
         "PATH": _PATH,
@@ -104,7 +109,13 @@ def launch(program: Program) -> Process:
     try:
         with os_errors(f"NRI plugin {program.path}"):
             pid = os.posix_spawn(
-                program.path, [str(program.path)], environment, file_actions=[*streams, connected], setsid=True
+                program.path,
+                [str(program.path)],
+                environment,
+                file_actions=[*streams, connected],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_DEFAULT_SIGNALS,
             )
         return Process(pid, ours)
     except BaseException:

@@ -54,8 +54,8 @@ class Mux:
         await self._writer.drain()
 
     def close(self) -> None:
-        """Disconnect: all channels have come to their ends."""
-        self._writer.close()
+        """Disconnect: all channels have come to their ends. What the other side has not taken is not waited for."""
+        self._writer.transport.abort()  # close() would wait for a plugin that hangs, and with it the daemon's end
         for channel in self._channels.values():
             channel.end()
 

@@ -132,8 +132,12 @@ def _connected(path: str | os.PathLike[str]) -> socket.socket:
         sock = socket.socket(fileno=int(given))
     else:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with os_errors(f"NRI socket {os.fspath(path)}"):
-            sock.connect(os.fspath(path))
+        try:
+            with os_errors(f"NRI socket {os.fspath(path)}"):
+                sock.connect(os.fspath(path))
+        except BaseException:
+            sock.close()
+            raise
     sock.setblocking(False)
     return sock
 

@@ -202,6 +202,9 @@ class Plugins:
                 self._absent[name] = "it has ended"
             except RuntimedError as exc:
                 self._absent[name] = str(exc)[:_MOST_SAID]
+            except Exception as exc:  # or it would never be launched again, and the daemon's start wait for it
+                log.exception("an NRI plugin cannot be kept")
+                self._absent[name] = f"{type(exc).__name__}: {exc}"[:_MOST_SAID]
             if not first.done():
                 first.set_result(None)
             if self._is_closing:
@@ -244,6 +247,8 @@ class Plugins:
             log.info("an NRI plugin has left", extra={"plugin": str(plugin)})
         except RuntimedError as exc:
             log.warning("an NRI plugin is not taken in", extra={"plugin": str(plugin), "error": str(exc)})
+        except Exception:
+            log.exception("an NRI plugin is not taken in", extra={"plugin": str(plugin)})
         finally:
             await self._leave(plugin)
 

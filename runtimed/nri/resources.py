@@ -64,6 +64,8 @@ def check(resources: pb.LinuxResources, subject: str) -> None:
             raise InvalidArgument(f"{subject}: {name} {value[:64]!r} is not a name")
         if isinstance(value, int) and value < -1:
             raise InvalidArgument(f"{subject}: {name} {value} must not be below -1")
+        if isinstance(value, int) and value >= 1 << 63:
+            raise InvalidArgument(f"{subject}: {name} {value} must be below 2^63")
         if field == pb.MemSwappiness and value > 200:
             raise InvalidArgument(f"{subject}: {name} {value} is not between 0 and 200")
     for limit in resources.hugepage_limits:

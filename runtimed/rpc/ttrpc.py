@@ -131,9 +131,10 @@ class Client:
         self._pending[stream] = answer
         try:
             async with asyncio.timeout(timeout_s):
-                self._writer.write(frames.packed(stream, frames.REQUEST, payload))
+                # First: calls of a peer that hangs, which takes nothing, are not to pile up.
                 with suppress(ConnectionError):  # the reader notices as well and fails the answer
                     await self._writer.drain()
+                self._writer.write(frames.packed(stream, frames.REQUEST, payload))
                 response = await answer
         except TimeoutError:
             raise DeadlineExceeded(f"{service}/{method}: no answer from {self._peer} within {timeout_s} s") from None

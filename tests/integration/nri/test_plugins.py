@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import socket
 import stat
 import struct
@@ -304,6 +305,29 @@ async def test_the_example_of_the_documentation_runs(node, tmp_path):
         assert [(one.key, one.value) for one in adjust.env] == [("CPU_SHARES", "77")]
         assert not (await plugins.create(creating())).result.ByteSize()
         await plugins.stop(pb.StopContainerRequest())
+
+
+@pytest.mark.parametrize("failure", [OSError(24, "Too many open files"), ValueError("unforeseen")])
+async def test_a_plugin_that_cannot_be_launched_does_not_hold_up_the_start(node, tmp_path, monkeypatch, failure):
+    def fail(*_):
+        raise failure
+
+    program(tmp_path / "plugins", "10-x", "#!/bin/sh\n")
+    if isinstance(failure, OSError):
+        monkeypatch.setattr(socket, "socketpair", fail)
+    else:
+        monkeypatch.setattr("runtimed.nri.plugins.launch", fail)
+    async with asyncio.timeout(20), node(on_timeout="closed") as plugins:
+        with pytest.raises(Unavailable, match=f"10-x is not running.*{failure.args[-1]}"):
+            await plugins.create(creating())
+
+
+async def test_a_plugin_ignores_no_signals(node, tmp_path):
+    program(tmp_path / "plugins", "10-x", f"#!/bin/sh\ngrep SigIgn /proc/self/status > {tmp_path}/ignored\n")
+    async with node():
+        pass
+    ignored = int((tmp_path / "ignored").read_text().split()[1], 16)
+    assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)  # which this process does
 
 
 async def test_a_program_that_is_no_plugin_holds_nothing_up(node, tmp_path):

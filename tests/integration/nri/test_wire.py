@@ -5,9 +5,13 @@ It knows nothing of RunPodSandbox and its like, as plugins before NRI 0.11, and 
 
 import asyncio
 import struct
+from contextlib import suppress
+
+import pytest
 
 from runtimed.api import nri_pb2 as pb
 from runtimed.config import Nri
+from runtimed.errors import Unavailable
 from runtimed.nri import calls
 from runtimed.nri.plugins import Plugins
 
@@ -163,3 +167,32 @@ async def test_the_conversation(tmp_path):
     await closing
     assert await wire.reader.read() == b""
     wire.writer.close()
+
+
+@pytest.mark.parametrize("on_timeout", ["open", "closed"])
+async def test_a_plugin_that_takes_nothing_holds_up_neither_containers_nor_the_end(tmp_path, on_timeout):
+    """Stopped in a debugger, say. What it is asked does not pile up either."""
+    settings = Nri(enabled=True, socket=tmp_path / "s", plugin_path=tmp_path, request_timeout_ms=200,
+                   on_timeout=on_timeout)  # fmt: skip
+    plugins = Plugins(settings, Runtime(), "runtimed", "1")
+    await plugins.start()
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+    wire = Wire(reader, writer)
+    wire.send(RUNTIME, 1, REQUEST, text(1, calls.RUNTIME_SERVICE) + text(2, "RegisterPlugin")
+              + text(3, text(1, "wire") + text(2, "10")))  # fmt: skip
+    for _ in range(3):  # the answer; Configure and Synchronize, which are answered with nothing
+        channel, stream, kind, _ = await wire.frame()
+        if (channel, kind) == (PLUGIN, REQUEST):
+            wire.answer(stream, b"")
+    async with asyncio.timeout(20):
+        while not plugins._plugins:  # noqa: ASYNC110 - the daemon gets there later
+            await asyncio.sleep(0)
+        [plugin] = plugins._plugins
+        request = pb.CreateContainerRequest(container=pb.Container(id="c", annotations={"k": "x" * (1 << 20)}))
+        for _ in range(6):
+            with suppress(Unavailable):
+                await plugins.create(request)
+        waiting = plugin._mux._writer.transport.get_write_buffer_size()
+        assert waiting < 2 << 20, waiting
+        await plugins.close()
+    writer.close()

@@ -14,8 +14,13 @@ class HangUp(AbstractContextManager["HangUp"]):
         self.has_come = False
         self._callback = callback
         self._epoll = select.epoll()
-        self._epoll.register(transport.get_extra_info("socket").fileno(), select.EPOLLRDHUP)
-        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._come)
+        loop = asyncio.get_running_loop()
+        connection = None if transport.is_closing() else transport.get_extra_info("socket")
+        if connection is None or connection.fileno() < 0:  # it is closed here already
+            loop.call_soon(self._come)
+            return
+        self._epoll.register(connection.fileno(), select.EPOLLRDHUP)
+        loop.add_reader(self._epoll.fileno(), self._come)
 
     def close(self) -> None:
         if not self._epoll.closed:
@@ -26,6 +31,8 @@ class HangUp(AbstractContextManager["HangUp"]):
         self.close()
 
     def _come(self) -> None:
+        if self._epoll.closed:
+            return
         self.has_come = True
         self.close()
         self._callback()

@@ -9,6 +9,7 @@ from aiohttp import WSMsgType, web
 
 from runtimed.cri.streaming import running
 from runtimed.cri.streaming.hangup import HangUp
+from runtimed.cri.streaming.idle import unless_idle
 from runtimed.cri.streaming.session import Input, Runtime, Session, Write
 from runtimed.cri.streaming.tickets import Ticket
 
@@ -25,7 +26,11 @@ _PIECE = 32 << 10  # bytes of a message
 
 
 async def remote(
-    socket: web.WebSocketResponse, transport: asyncio.BaseTransport, runtime: Runtime, ticket: Ticket
+    socket: web.WebSocketResponse,
+    transport: asyncio.BaseTransport,
+    runtime: Runtime,
+    ticket: Ticket,
+    idle_limit_s: float,
 ) -> None:
     """Serve an exec or attach on *socket*."""
     protocol = socket.ws_protocol or "channel.k8s.io"
@@ -41,7 +46,8 @@ async def remote(
     try:
         if ticket.stdout:
             await channels.send(_STDOUT, b"")  # tells the client that there is a connection
-        status, words = await running.run(runtime, ticket, session, gone)
+        async with unless_idle(channels, idle_limit_s, gone.set):
+            status, words = await running.run(runtime, ticket, session, gone)
         if not gone.is_set():
             await channels.send(_ERROR, status if protocol.startswith(("v4.", "v5.")) else words.encode())
     finally:
@@ -77,6 +83,7 @@ class Channels:
         self._transport = transport
         self._is_base64 = "base64" in protocol
         self._drained = asyncio.Event()
+        self.last_activity = asyncio.get_running_loop().time()
 
     def look(self) -> None:
         """Called by an input that has changed."""
@@ -112,10 +119,12 @@ class Channels:
                 await self._socket.send_bytes(bytes((channel,)) + data)
         except ConnectionError:
             pass  # reading finds out, too
+        self.last_activity = asyncio.get_running_loop().time()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, bytes]]:
         """Yield channel and content of each message, until the client is gone, or sends what is none."""
         while (message := await self._socket.receive()).type in {WSMsgType.BINARY, WSMsgType.TEXT}:
+            self.last_activity = asyncio.get_running_loop().time()
             raw = message.data.encode() if isinstance(message.data, str) else message.data
             if not raw:
                 continue

@@ -9,6 +9,7 @@ import logging
 
 from aiohttp import web
 
+from runtimed.cri.streaming.idle import unless_idle
 from runtimed.cri.streaming.over_websocket import Channels
 from runtimed.cri.streaming.running import unless
 from runtimed.cri.streaming.session import Input, Runtime
@@ -21,7 +22,11 @@ MOST = 32  # ports of one WebSocket
 
 
 async def forward(
-    socket: web.WebSocketResponse, transport: asyncio.BaseTransport, runtime: Runtime, ticket: Ticket
+    socket: web.WebSocketResponse,
+    transport: asyncio.BaseTransport,
+    runtime: Runtime,
+    ticket: Ticket,
+    idle_limit_s: float,
 ) -> None:
     """Serve port-forward for all ports of *ticket*."""
     channels = Channels(socket, socket.ws_protocol or PROTOCOLS[0], transport)
@@ -29,7 +34,7 @@ async def forward(
     gone = asyncio.Event()
     reading = asyncio.create_task(_read(channels, inputs, gone))
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with unless_idle(channels, idle_limit_s, gone.set), asyncio.TaskGroup() as tasks:
             for number, port in enumerate(ticket.ports):
                 one = _forward_one(channels, runtime, ticket.target, port, number, inputs[number])
                 tasks.create_task(unless(one, gone))

@@ -9,33 +9,49 @@ from aiohttp import web
 from runtimed.cri.streaming import over_spdy, over_websocket, ports_over_websocket
 from runtimed.cri.streaming.connection import Connection
 from runtimed.cri.streaming.hangup import HangUp, watch_over
+from runtimed.cri.streaming.idle import unless_idle
 from runtimed.cri.streaming.raw import Raw
 from runtimed.cri.streaming.session import Runtime
+from runtimed.cri.streaming.strangers import TurnedAway
 from runtimed.cri.streaming.tickets import Ticket, Tickets
 from runtimed.errors import NotFound
 
 _MAX_FORWARDS = 2 * 256  # streams
 _MAX_MESSAGE = 1 << 20  # bytes
 _LAST_WORDS_S = 1.0  # for answers to be sent, at the end
+_STRANGERS = 512  # connections at once that have not come with a ticket yet
+_TICKET_WITHIN_S = 10.0  # of its connection
 
 
 class Requests:
-    """``server`` makes what reads a connection."""
+    """Any local process, or whoever reaches the address, can connect: before it has a ticket it gets little."""
 
     def __init__(self, runtime: Runtime, tickets: Tickets, idle_limit_s: float) -> None:
         self._runtime = runtime
         self._tickets = tickets
         self._idle_limit_s = idle_limit_s
-        self._sessions: set[asyncio.Task[None]] = set()
-        self.server = web.Server(self._handle, access_log=None)
+        self._sessions: dict[web.RequestHandler, asyncio.Task[None]] = {}  # by connection
+        self._server = web.Server(self._handle, access_log=None)
 
     async def close(self) -> None:
         """End every session and every connection."""
-        for session in self._sessions:
+        for session in self._sessions.values():
             session.cancel()
         if self._sessions:
-            await asyncio.wait(self._sessions)
-        await self.server.shutdown(_LAST_WORDS_S)
+            await asyncio.wait(self._sessions.values())
+        await self._server.shutdown(_LAST_WORDS_S)
+
+    def connection(self) -> asyncio.BaseProtocol:
+        """Return what reads a new connection."""
+        if len(self._server.connections) - len(self._sessions) >= _STRANGERS:
+            return TurnedAway()
+        handler = self._server()
+        asyncio.get_running_loop().call_later(_TICKET_WITHIN_S, self._look, handler)
+        return handler
+
+    def _look(self, handler: web.RequestHandler) -> None:
+        if handler not in self._sessions:
+            handler.force_close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         kind, _, token = request.path.removeprefix("/").partition("/")
@@ -45,7 +61,7 @@ class Requests:
             return web.Response(status=404, text=str(exc))
         session = asyncio.current_task()
         assert session is not None
-        self._sessions.add(session)
+        self._sessions[request.protocol] = session
         try:
             if request.headers.get("Upgrade", "").lower() == "websocket":
                 return await self._websocket(request, ticket)
@@ -53,7 +69,7 @@ class Requests:
                 return await self._spdy(request, ticket)
             return web.Response(status=400, text="only SPDY/3.1 and WebSocket are served: upgrade to one of them")
         finally:
-            self._sessions.discard(session)
+            del self._sessions[request.protocol]
 
     async def _spdy(self, request: web.BaseRequest, ticket: Ticket) -> web.StreamResponse:
         offered = [
@@ -91,9 +107,9 @@ class Requests:
         if socket.ws_protocol == over_websocket.TUNNEL:
             await self._tunnel(socket, transport, ticket)
         elif forwards:
-            await ports_over_websocket.forward(socket, transport, self._runtime, ticket)
+            await ports_over_websocket.forward(socket, transport, self._runtime, ticket, self._idle_limit_s)
         else:
-            await over_websocket.remote(socket, transport, self._runtime, ticket)
+            await over_websocket.remote(socket, transport, self._runtime, ticket, self._idle_limit_s)
         return socket
 
     async def _tunnel(self, socket: web.WebSocketResponse, transport: asyncio.BaseTransport, ticket: Ticket) -> None:
@@ -124,37 +140,12 @@ class Requests:
             await socket.close()
 
     async def _run(self, connection: Connection, ticket: Ticket, protocol: str) -> None:
-        watching = asyncio.create_task(self._watch(connection))
-        try:
-            if ticket.kind == "portforward":
-                await over_spdy.forward(connection, self._runtime, ticket.target)
-            else:
-                await over_spdy.remote(connection, self._runtime, ticket, protocol)
-        except TimeoutError:
-            pass  # the client did not take the end
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
-
-    async def _watch(self, connection: Connection) -> None:
-        """End a connection on which nothing has moved for too long."""
-        loop = asyncio.get_running_loop()
-        limit = self._idle_limit_s
-        idle = asyncio.get_running_loop().create_future()
-
-        def look() -> None:
-            left = connection.last_activity + limit - loop.time()
-            if left > 0:
-                timers[0] = loop.call_later(left, look)
-            elif not idle.done():
-                idle.set_result(None)
-
-        timers = [loop.call_soon(look)]
-        try:
-            await idle
-        finally:
-            timers[0].cancel()
-        connection.lost()
+        async with unless_idle(connection, self._idle_limit_s, connection.lost):
+            with suppress(TimeoutError):  # the client did not take the end
+                if ticket.kind == "portforward":
+                    await over_spdy.forward(connection, self._runtime, ticket.target)
+                else:
+                    await over_spdy.remote(connection, self._runtime, ticket, protocol)
 
 
 def _transport(request: web.BaseRequest) -> asyncio.BaseTransport:

@@ -1,7 +1,8 @@
 """The streaming server: where kubelets send exec, attach and port-forward after they have got a URL.
 
 A URL serves once and for a minute. What a client can hold is bounded: streams by what it asked for, input by 256 KiB a
-stream, output by the socket's buffer, a connection by the time in which nothing moves.
+stream, output by the socket's buffer, a connection by the time in which nothing moves. Who has no URL may be anybody,
+and has a connection for ten seconds.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtimed.cri.streaming.session import Runtime
+from runtimed.cri.streaming.strangers import TurnedAway
 from runtimed.cri.streaming.tickets import Ticket, Tickets
 from runtimed.errors import InvalidArgument, os_errors
 from runtimed.threads import blocking
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from runtimed.cri.streaming.requests import Requests
 
 log = logging.getLogger(__name__)
+
+_HANDSHAKE_WITHIN_S = 10.0  # of TLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,11 @@ class StreamingServer:
         where = f"streaming server at {self._settings.host}:{self._settings.port}"
         with os_errors(where):
             self._listener = await asyncio.get_running_loop().create_server(
-                self._connected, self._settings.host, self._settings.port, ssl=self._tls
+                self._connected,
+                self._settings.host,
+                self._settings.port,
+                ssl=self._tls,
+                ssl_handshake_timeout=_HANDSHAKE_WITHIN_S if self._tls else None,
             )
 
     async def close(self) -> None:
@@ -79,15 +87,13 @@ class StreamingServer:
     async def load(self) -> None:
         """Load what serves HTTP: aiohttp, 10 MB, and 0.1 s that the thread that serves everybody does not wait."""
         if self._requests is None:
-            await blocking(importlib.import_module, "runtimed.cri.streaming.requests")
+            module = await blocking(importlib.import_module, "runtimed.cri.streaming.requests")
+            if self._requests is None:
+                self._requests = module.Requests(self._runtime, self._tickets, self._settings.idle_limit_s)
 
-    def _connected(self) -> asyncio.Protocol:
+    def _connected(self) -> asyncio.BaseProtocol:
         """Return what a new connection is read by."""
-        if self._requests is None:
-            from runtimed.cri.streaming.requests import Requests  # who has a URL has had it loaded
-
-            self._requests = Requests(self._runtime, self._tickets, self._settings.idle_limit_s)
-        return self._requests.server()
+        return TurnedAway() if self._requests is None else self._requests.connection()
 
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         self._load()

@@ -7,13 +7,14 @@ import socket
 import struct
 import time
 import zlib
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
 import websockets
 
-from runtimed.cri.streaming import over_spdy, spdy, tickets
+from runtimed.cri.streaming import over_spdy, requests, spdy, tickets
+from runtimed.cri.streaming.hangup import HangUp
 from runtimed.cri.streaming.server import Settings, StreamingServer
 from runtimed.cri.streaming.tickets import Ticket, Tickets
 from runtimed.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -85,6 +86,7 @@ async def serving(**settings):
     runtime = FakeRuntime()
     server = StreamingServer(runtime, Settings(**settings))
     await server.start()
+    await server.load()
     try:
         yield server, runtime
     finally:
@@ -285,6 +287,88 @@ async def test_a_silent_connection_ends():
         await client.end()
         assert runtime.cancelled.is_set()
         await client.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "protocol"),
+    [(ticket("hang"), V4), (Ticket(kind="portforward", target="p", ports=(82,)), V4)],
+    ids=["exec", "ports"],
+)
+async def test_a_silent_websocket_ends(request_, protocol):
+    async with serving(idle_limit_s=0.2) as (server, runtime), asyncio.timeout(20):
+        async with socket_to(server.url(request_), protocol) as ws:
+            [_ async for _ in ws]
+        await runtime.cancelled.wait()
+
+
+async def stranger(server):
+    host, port = server._listener.sockets[0].getsockname()
+    return await asyncio.open_connection(host, port)
+
+
+async def test_who_has_no_url_has_no_connection_for_long(monkeypatch):
+    monkeypatch.setattr(requests, "_TICKET_WITHIN_S", 0.2)
+    async with serving() as (server, runtime), asyncio.timeout(20):
+        client, ids = await opened(server, ticket())
+        for words in (b"", b"GET /exec/", b"GET /exec/x HTTP/1.1\r\nHost: x\r\n\r\n"):
+            reader, writer = await stranger(server)
+            writer.write(words)
+            assert (await reader.read())[:12] in (b"", b"HTTP/1.1 404")
+            writer.close()
+        client.send(ids["stdin"], b"still here")
+        await client.until(lambda: client.data.get(ids["stdout"]) == b"still here")
+        await client.close()
+
+
+async def test_strangers_have_few_connections_at_once(monkeypatch):
+    monkeypatch.setattr(requests, "_STRANGERS", 2)
+    async with serving() as (server, _), asyncio.timeout(20):
+        clients = [await opened(server, ticket()) for _ in range(3)]  # who has a URL is none
+        strangers = [await stranger(server) for _ in range(2)]
+        while len(server._requests._server.connections) < 5:  # noqa: ASYNC110 - the server gets there later
+            await asyncio.sleep(0)
+        for _ in range(2):
+            reader, writer = await stranger(server)
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+        for _, writer in strangers:
+            writer.close()
+        while len(server._requests._server.connections) > 3:  # noqa: ASYNC110 - the server gets there later
+            await asyncio.sleep(0)
+        clients.append(await opened(server, ticket()))
+        for client, _ in clients:
+            await client.close()
+
+
+async def test_before_there_is_a_url_nobody_is_served():
+    server = StreamingServer(FakeRuntime())
+    await server.start()
+    async with asyncio.timeout(20):
+        reader, writer = await stranger(server)
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+    await server.close()
+
+
+async def test_a_connection_that_is_closed_here_has_hung_up():
+    near, far = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=near)
+    writer.transport.abort()
+    gone = [asyncio.Event() for _ in range(3)]
+    closing = HangUp(writer.transport, gone[0].set)
+    async with asyncio.timeout(20):
+        await gone[0].wait()
+        assert closing.has_come
+        with suppress(OSError):
+            await writer.wait_closed()
+        with HangUp(writer.transport, gone[1].set):
+            await gone[1].wait()
+    HangUp(writer.transport, gone[2].set).close()
+    await asyncio.sleep(0)
+    assert not gone[2].is_set()
+    far.close()
 
 
 async def test_a_url_serves_once():

@@ -54,13 +54,14 @@ async def attach(core: Core, container: Container, session: Session) -> None:
         ResourceExhausted: the client did not take the output; the container has gone on without it.
         Unimplemented: the container's shim cannot attach anybody.
     """
-    input = _Input(core, container, session.stdin)
-    try:
-        async with _output(core, container, session) as output:
+    async with _output(core, container, session) as output:
+        # Not before: the input of ``stdin_once`` would have ended for good with a client that gets no output.
+        input = _Input(core, container, session.stdin)
+        try:
             ending = (output.copy(), output.limit()) if output else (container.ended.wait(),)
             await _first(*ending, input.copy(), _follow_size(core, container, session))
-    finally:
-        input.end()
+        finally:
+            input.end()
 
 
 async def _first(*coroutines: Coroutine[Any, Any, Any]) -> None:

@@ -264,7 +264,7 @@ async def test_it_works_again_after_a_restart_of_the_daemon(cri, echo):
 
 
 async def test_who_does_not_read_is_dropped_and_told_and_the_container_goes_on(cri, run):
-    size = 6_000_000
+    size = 12_000_000  # more than all buffers on the way take: of those of TCP up to 4 MB, net.ipv4.tcp_wmem
     id = run(f"read x; yes | head -c {size}; echo; echo over", stdin=True)
     async with spdy(cri, id) as silent, spdy(cri, id, stdin=False) as other:
         await attached(cri, id, 2)

@@ -133,6 +133,18 @@ async def test_an_error_of_the_shim_is_the_clients(core):
         await attach.attach(core, container(), Client())
 
 
+async def test_input_for_one_client_does_not_end_with_one_that_gets_no_output(core):
+    path = attach.make_input(core.container_directory("c"))
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    it = container(stdin=True, stdin_once=True)
+    core.error = FailedPrecondition("not now")
+    with pytest.raises(FailedPrecondition, match="not now"):
+        await attach.attach(core, it, Client())
+    assert not it.is_input_taken
+    assert not core.spawned
+    os.close(reader)
+
+
 async def test_who_wants_input_alone_stays_until_the_container_ends(core):
     client = Client(stdout=False, stderr=False)
     it = container()

@@ -19,9 +19,9 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import tarfile
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _OPTIONS = runc_options_pb2.CheckpointOptions
 _NEVER = "0001-01-01T00:00:00Z"
+_CHUNK = 1 << 20  # bytes
 _PERHAPS = ("stats-dump", "dump.log", "container.log")
 
 
@@ -107,8 +108,11 @@ async def recover(core: Core, container: Container) -> None:
 async def _resume(core: Core, container: Container) -> None:
     try:
         await core.tasks.resume(NAMESPACE, container.id)
-    except RuntimedError as exc:  # it was killed meanwhile, say, or never paused
-        log.debug("a container is not resumed", extra={"container": container.id, "error": str(exc)})
+    except (NotFound, FailedPrecondition):
+        pass  # it was killed meanwhile, or never paused
+    except RuntimedError as exc:
+        log.error("a container stays paused: 'rctl -n k8s.io resume' lets it go on",
+                  extra={"container": container.id, "error": str(exc)})  # fmt: skip
 
 
 async def _diff(core: Core, container: Container, path: Path) -> None:
@@ -174,6 +178,8 @@ def _time(ns: int) -> str:
 def _make(directory: Path, location: Path) -> None:
     if not location.parent.is_dir():
         raise NotFound(f"directory {location.parent} of the checkpoint archive: make it first")
+    if location.is_dir():
+        raise InvalidArgument(f"checkpoint archive {location}: is a directory; name a file in it")
     with os_errors(f"directory {directory} of a checkpoint"):
         directory.mkdir(mode=0o700, parents=True)
 
@@ -185,8 +191,7 @@ def _write(directory: Path, documents: Mapping[str, bytes], log_path: str, locat
         for name, content in documents.items():
             (directory / name).write_bytes(content)
         if log_path:
-            with suppress(FileNotFoundError):
-                shutil.copyfile(log_path, directory / "container.log")  # it grows
+            _copy_log(log_path, directory / "container.log")
         names = ["checkpoint", "rootfs-diff.tar", *documents]
         names += [name for name in _PERHAPS if (directory / name).is_file()]
         try:
@@ -200,6 +205,23 @@ def _write(directory: Path, documents: Mapping[str, bytes], log_path: str, locat
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _copy_log(path: str, target: Path) -> None:
+    """Copy a log as long as it is now; nothing, if another thing has its name: who may write logs must not have us
+    read what he may not."""
+    try:
+        source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        log.debug("a checkpoint is without the log", extra={"path": path, "error": str(exc)})
+        return
+    with os.fdopen(source, "rb") as file:
+        found = os.fstat(source)
+        if stat.S_ISREG(found.st_mode):
+            with target.open("wb") as copy:
+                left = found.st_size
+                while left > 0 and (data := file.read(min(left, _CHUNK))):
+                    left -= copy.write(data)
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,8 +1,10 @@
 """The archive of a checkpoint, as far as CRIU has no part in it; with it: vm/inside/test_cri_checkpoint.py."""
 
 import json
+import os
 import shutil
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri import checkpoint
-from runtimed.errors import FailedPrecondition, NotFound, RuntimedError
+from runtimed.errors import FailedPrecondition, InvalidArgument, NotFound, RuntimedError
 
 
 def test_a_status_is_as_go_would_write_it():
@@ -99,3 +101,46 @@ def test_what_cannot_be_written_is_told_of_the_archive(made, tmp_path):
     with pytest.raises(RuntimedError, match=f"checkpoint archive {tmp_path}/c.tar"):
         checkpoint._write(made, {"spec.dump": b"{}"}, "", tmp_path / "c.tar")
     assert not list(tmp_path.glob(".c.tar*"))
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "device", "nothing"])
+def test_what_is_no_log_is_not_taken_into_the_archive(made, tmp_path, kind):
+    """Who may write to the directory of logs must not have the daemon read for him, or read without end."""
+    secret, log = tmp_path / "secret", tmp_path / "log"
+    secret.write_text("of the host")
+    match kind:
+        case "link":
+            log.symlink_to(secret)
+        case "fifo":
+            os.mkfifo(log)
+        case "device":
+            log.symlink_to("/dev/zero")
+    checkpoint._write(made, {}, str(log), tmp_path / "c.tar")
+    with tarfile.open(tmp_path / "c.tar") as archive:
+        assert "container.log" not in archive.getnames()
+
+
+def test_a_log_that_grows_is_taken_as_long_as_it_was(made, tmp_path, monkeypatch):
+    log, target = tmp_path / "log", tmp_path / "copy"
+    log.write_bytes(b"x" * 100)
+    monkeypatch.setattr(checkpoint, "_CHUNK", 60)
+    found = os.fstat
+
+    def grown(fd):
+        size = found(fd)
+        with log.open("ab") as file:
+            file.write(b"y" * 1000)
+        return size
+
+    monkeypatch.setattr(os, "fstat", grown)
+    checkpoint._copy_log(str(log), target)
+    assert target.read_bytes() == b"x" * 100
+
+
+@pytest.mark.parametrize("name", ["", "..", "made"])
+def test_a_directory_is_no_archive(tmp_path, name):
+    (tmp_path / "made").mkdir()
+    location = tmp_path / name if name else Path("/")
+    with pytest.raises(InvalidArgument, match="is a directory; name a file in it"):
+        checkpoint._make(tmp_path / "checkpoint-x", location)
+    assert not (tmp_path / "checkpoint-x").exists()

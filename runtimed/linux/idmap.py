@@ -123,7 +123,10 @@ def _answer(fd: int, pid: int) -> bytes:
 
     pidfd = os.pidfd_open(pid)
     try:
-        readable, _, _ = select.select([fd, pidfd], [], [])
+        poll = select.poll()  # not select(2), which knows no descriptor above 1023
+        for one in (fd, pidfd):
+            poll.register(one, select.POLLIN)
+        readable = [one for one, _ in poll.poll()]
         return os.read(fd, 1) if fd in readable else b""
     finally:
         os.close(pidfd)

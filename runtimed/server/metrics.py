@@ -43,9 +43,9 @@ async def telling(parts: Parts) -> AsyncIterator[Observe | None]:
     application = web.Application()
     application.router.add_get(PATH, answer)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
     sock = await blocking(_listening, parts.config.metrics.address)
     try:
+        await runner.setup()
         await web.SockSite(runner, sock).start()  # which closes it
         yield measures.called
     finally:

@@ -5,7 +5,7 @@ it in order: tables key by key, everything else replaced. A key that is not know
 key, so that a misspelt setting is never silently without effect.
 """
 
-from runtimed.config.loading import DEFAULT_PATH, RELOADED, VERSION, dump, load, matching, parse, reloaded
+from runtimed.config.loading import DEFAULT_PATH, RELOADED, VERSION, dump, load, parse, reloaded
 from runtimed.config.settings import (
     BUILTIN,
     DEFAULT_HANDLER,
@@ -38,7 +38,6 @@ __all__ = [
     "RELOADED",
     "dump",
     "load",
-    "matching",
     "parse",
     "reloaded",
     "VERSION",

@@ -1,15 +1,15 @@
 """From a file, its imports and the flags to a :class:`Config`, and back."""
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from runtimed.config.checks import checked
+from runtimed.config.files import files
 from runtimed.config.settings import DEFAULT_HANDLER, DEFAULT_RUNTIME, Config, Cri, CriRuntime, Runtime
 from runtimed.config.toml import dotted, dump_table, line_of
-from runtimed.errors import InvalidArgument, NotFound, os_errors
+from runtimed.errors import InvalidArgument, NotFound
 
 DEFAULT_PATH = Path("/etc/runtimed/config.toml")
 VERSION = 1
@@ -27,7 +27,10 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Confi
     if path is None and not DEFAULT_PATH.exists():
         table: dict[str, Any] = {}
     else:
-        table = _read(path or DEFAULT_PATH, ())
+        try:
+            table = _read(path or DEFAULT_PATH)
+        except NotFound as exc:
+            raise NotFound(f"{exc}; `runtimed config default` prints one to start from") from None
     _merge(table, overrides or {})
     return parse(table)
 
@@ -83,42 +86,20 @@ def _changes(table: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, An
     return changed
 
 
-def _read(path: Path, importers: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """Return the file's table with its imports merged over it."""
-    if path in importers:
-        raise InvalidArgument(f"{path}: imports itself")
-    if not path.exists():
-        raise NotFound(f"configuration file {path}: no such file; `runtimed config default` prints one to start from")
-    with os_errors(f"configuration file {path}"):
-        data = path.read_bytes()
-    try:
-        text = data.decode()
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise InvalidArgument(f"{path}: not TOML: {exc}") from None
-    version = table.pop("version", None)
-    if version != VERSION:
-        found = "is missing" if version is None else f"is {version!r}"
-        raise InvalidArgument(f"{path}: `version` {found}; this runtimed reads `version = {VERSION}`")
-    imports = table.pop("imports", [])
-    if not isinstance(imports, list) or not all(isinstance(pattern, str) for pattern in imports):
-        raise InvalidArgument(f"{path}:{line_of(text, ('imports',))}: imports: must be a list of file names")
-    try:
-        _build(Config, table, ())
-    except _BadKey as exc:
-        raise InvalidArgument(f"{path}:{line_of(text, exc.key)}: {exc}") from None
-    for pattern in imports:
-        for imported in matching(path.parent, pattern):
-            _merge(table, _read(imported, (*importers, path)))
+    table: dict[str, Any] = {}
+    for file in files(path, "configuration file"):
+        version = file.table.pop("version", None)
+        if version != VERSION:
+            found = "is missing" if version is None else f"is {version!r}"
+            raise InvalidArgument(f"{file.path}: `version` {found}; this runtimed reads `version = {VERSION}`")
+        try:
+            _build(Config, file.table, ())
+        except _BadKey as exc:
+            raise InvalidArgument(f"{file.path}:{line_of(file.text, exc.key)}: {exc}") from None
+        _merge(table, file.table)
     return table
-
-
-def matching(directory: Path, pattern: str) -> list[Path]:
-    """Return the files that *pattern* names, in order; a pattern without wildcards names one, be it there or not."""
-    if not any(wild in pattern for wild in "*?["):
-        return [directory / pattern]
-    whole = directory / pattern
-    return sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
 
 
 def _merge(table: dict[str, Any], over: Mapping[str, Any]) -> None:

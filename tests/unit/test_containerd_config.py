@@ -43,6 +43,13 @@ WANTED = [
             )
         },
     ),
+    ('version = 2\n[metrics]\naddress = "127.0.0.1:1338"\n', {"metrics.address": "127.0.0.1:1338"}),
+    (
+        'version = 3\n[plugins."io.containerd.grpc.v1.cri"]\nstream_server_address = "10.0.0.1"\n'
+        'stream_server_port = "10010"\n[plugins."io.containerd.grpc.v1.cri".x509_key_pair_streaming]\n'
+        'tls_key_file = "/k"\ntls_cert_file = "/c"\n',
+        {"cri.streaming": config.CriStreaming(host="10.0.0.1", port=10010, certificate="/c", key="/k")},
+    ),
     ('version = 1\n[plugins.restart]\ninterval = "30s"\n', {"restart": config.Restart(interval_s=30)}),
     (
         'version = 2\n[proxy_plugins.stargz]\ntype = "snapshot"\naddress = "/run/s.sock"\n'
@@ -115,7 +122,7 @@ def test_what_is_taken_over(migrated, text, expected):
 
 
 def test_handlers_lead_to_their_runtimes(migrated):
-    loaded, _ = migrated(WANTED[10][0])
+    loaded, _ = migrated(WANTED[12][0])
     assert loaded.cri.runtimes["a"] == CriRuntime()
     assert loaded.cri.runtimes["b"] == CriRuntime(runtime="b")
     kata = CriRuntime(runtime="io.containerd.kata.v2", snapshotter="native", pod_annotations=("io.katacontainers.*",))
@@ -129,7 +136,20 @@ def test_handlers_lead_to_their_runtimes(migrated):
         ('version = 2\n[grpc]\n\ntcp_address = ":1"\n', "4: grpc.tcp_address: the API is served on a unix socket only"),
         ("version = 2\noom_score = -999\n", "2: oom_score: set OOMScoreAdjust="),
         ('version = 2\ndisabled_plugins = ["x"]\n', "2: disabled_plugins: the parts of runtimed"),
-        ('version = 2\n[metrics]\naddress = "0:1"\n', "3: metrics.address: metrics are not served"),
+        ('version = 2\n[metrics]\naddress = "0:1"\n', "3: metrics.address: metrics.address: '0:1' is neither"),
+        ("version = 2\n[metrics]\ngrpc_histogram = true\n", "3: metrics.grpc_histogram: how long calls take is always"),
+        (
+            'version = 2\n[plugins."io.containerd.nri.v1.nri"]\nplugin_request_timeout = "1h"\n',
+            '3: plugins."io.containerd.nri.v1.nri".plugin_request_timeout: nri.request_timeout_ms: 3600000 is not',
+        ),
+        (
+            'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\nenable_tls_streaming = true\n',
+            '3: plugins."io.containerd.grpc.v1.cri".enable_tls_streaming: TLS is spoken where',
+        ),
+        (
+            'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\nstream_server_port = "http"\n',
+            "3: plugins.\"io.containerd.grpc.v1.cri\".stream_server_port: 'http' is not the number of a port",
+        ),
         ('version = 2\n[debug]\nlevel = "loud"\n', "3: debug.level: 'loud' is no level of ours"),
         (
             '[plugins.cri.registry.mirrors.x]\nendpoint = ["y"]\n',

@@ -1,0 +1,43 @@
+"""What containerd's own defaults are: settings that nobody has to be told of."""
+
+from typing import Any
+
+# What `containerd config default` prints that is neither empty nor ours: by the last two parts of a plugin's key.
+DEFAULTS: dict[tuple[str, ...], Any] = {
+    ("timeouts", "io.containerd.timeout.bolt.open"): "0s",
+    ("timeouts", "io.containerd.timeout.cri.defercleanup"): "1m0s",
+    ("timeouts", "io.containerd.timeout.metrics.shimstats"): "2s",
+    ("timeouts", "io.containerd.timeout.shim.cleanup"): "5s",
+    ("timeouts", "io.containerd.timeout.shim.load"): "5s",
+    ("timeouts", "io.containerd.timeout.shim.shutdown"): "3s",
+    ("timeouts", "io.containerd.timeout.task.state"): "2s",
+    ("nri", "disable"): True,
+    ("cri", "cdi_spec_dirs"): ["/etc/cdi", "/var/run/cdi"],
+    ("cri", "disable_hugetlb_controller"): True,
+    ("cri", "disable_snapshot_annotations"): True,
+    ("cri", "disable_tcp_service"): True,
+    ("cri", "enable_cdi"): True,
+    ("cri", "image_pull_progress_timeout"): "5m0s",
+    ("cri", "max_concurrent_downloads"): 3,
+    ("cri", "selinux_category_range"): 1024,
+    ("cri", "stats_collect_period"): 10,
+    ("cri", "stream_idle_timeout"): "4h0m0s",
+    ("cri", "stream_server_address"): "127.0.0.1",
+    ("cri", "stream_server_port"): "0",
+    ("cri", "tolerate_missing_hugetlb_controller"): True,
+    ("cni", "bin_dir"): "/opt/cni/bin",
+    ("cni", "bin_dirs"): ["/opt/cni/bin"],
+    ("cni", "max_conf_num"): 1,
+    ("containerd", "disable_snapshot_annotations"): True,
+    ("image_decryption", "key_model"): "node",
+    ("registry", "config_path"): "/etc/containerd/certs.d:/etc/docker/certs.d",
+    ("io.containerd.image-verifier.v1.bindir", "bin_dir"): "/opt/containerd/image-verifier/bin",
+    ("io.containerd.image-verifier.v1.bindir", "max_verifiers"): 10,
+    ("io.containerd.image-verifier.v1.bindir", "per_verifier_timeout"): "10s",
+    ("io.containerd.internal.v1.opt", "path"): "/opt/containerd",
+    ("io.containerd.metadata.v1.bolt", "content_sharing_policy"): "shared",
+    ("io.containerd.runtime.v1.linux", "runtime"): "runc",
+    ("io.containerd.runtime.v1.linux", "shim"): "containerd-shim",
+    ("io.containerd.runtime.v2.task", "platforms"): ["linux/amd64"],
+    ("io.containerd.service.v1.diff-service", "default"): ["walking"],
+}

@@ -10,6 +10,7 @@ from runtimed.oci.manifest import Execution
 from runtimed.oci.runtime_spec import (
     DEFAULT_PATH,
     ROOT,
+    Capabilities,
     Cpu,
     DeviceRule,
     Linux,
@@ -79,32 +80,50 @@ def container_spec(request: ContainerSpecRequest) -> Spec:
     """
     config, pod = request.config, request.sandbox_config
     context = config.linux.security_context
-    privileged = security.check_privileged(config, pod)
-    uids, gids = namespaces.user_mappings(pod.linux.security_context.namespace_options)
-    caps = security.capabilities(context)
     process_label, mount_label = security.selinux_labels(
         context.selinux_options,
         pod.linux.security_context.selinux_options,
         request.sandbox_id,
-        privileged=privileged,
+        privileged=security.check_privileged(config, pod),
     )
-    nodes, rules = devices.devices_of(request)
-    limits = resources.limits_of(config.linux.resources)
-    masked, read_only = security.hidden_paths(config)
-    first = Process(
+    caps = security.capabilities(context)
+    spec = Spec(
+        oci_version=_VERSION,
+        process=_process(request, caps, process_label),
+        root=Root(path="rootfs", readonly=context.readonly_rootfs),
+        mounts=mounts.of_container(request, mount_label),
+        linux=_linux(request, caps, mount_label),
+        annotations=annotations.of_container(request),
+    )
+    return cdi.inject(spec, cdi.names_of(config), request.rules.cdi_directories)
+
+
+def _process(request: ContainerSpecRequest, caps: Capabilities, label: str) -> Process:
+    """Return a container's first process."""
+    config, context = request.config, request.config.linux.security_context
+    return Process(
         terminal=config.tty,
         user=users.user_of(request),
         args=process.args(config, request.image),
-        env=process.env(config, request.image, pod.hostname),
+        env=process.env(config, request.image, request.sandbox_config.hostname),
         cwd=process.cwd(config, request.image),
         capabilities=caps,
         rlimits=request.rules.rlimits,
         no_new_privileges=context.no_new_privs,
         apparmor_profile=security.apparmor_profile(context),
-        selinux_label=process_label,
+        selinux_label=label,
         oom_score_adj=_oom_score(resources.oom_score_adj(config.linux.resources)),
     )
-    linux = Linux(
+
+
+def _linux(request: ContainerSpecRequest, caps: Capabilities, mount_label: str) -> Linux:
+    """Return what the kernel separates and limits of a container."""
+    config, pod = request.config, request.sandbox_config
+    uids, gids = namespaces.user_mappings(pod.linux.security_context.namespace_options)
+    nodes, rules = devices.devices_of(request)
+    limits = resources.limits_of(config.linux.resources)
+    masked, read_only = security.hidden_paths(config)
+    return Linux(
         namespaces=namespaces.of_container(request),
         uid_mappings=uids,
         gid_mappings=gids,
@@ -118,22 +137,13 @@ def container_spec(request: ContainerSpecRequest) -> Spec:
             unified=limits.unified,
             block_io=resources.block_io(request),
         ),
-        seccomp=seccomp_of(context, caps.bounding),
+        seccomp=seccomp_of(config.linux.security_context, caps.bounding),
         rootfs_propagation=mounts.rootfs_propagation(config.mounts),
         masked_paths=masked,
         readonly_paths=read_only,
         mount_label=mount_label,
         intel_rdt=resources.intel_rdt(request),
     )
-    spec = Spec(
-        oci_version=_VERSION,
-        process=first,
-        root=Root(path="rootfs", readonly=context.readonly_rootfs),
-        mounts=mounts.of_container(request, mount_label),
-        linux=linux,
-        annotations=annotations.of_container(request),
-    )
-    return cdi.inject(spec, cdi.names_of(config), request.rules.cdi_directories)
 
 
 def _pause_args(image: Execution) -> tuple[str, ...]:

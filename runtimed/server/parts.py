@@ -94,9 +94,7 @@ async def build(config: Config, held: AsyncExitStack, reloads: Listeners) -> Par
     stores = await _stores(config, held)
     database, events, content, snapshotters = stores.database, stores.events, stores.content, stores.snapshotters
     registries = Registries(config.registry)
-    pool = Pool(config.workers.count, mountpoint=config.state / "workers")
-    await pool.start()
-    held.push_async_callback(pool.close)
+    pool = await _pool(config, held)
     processors = await blocking(Processors, config.stream_processors, config.root / "processing")
     launcher = await _launcher(config, held)
     versions = await held.enter_async_context(_meanwhile(launcher.oci_runtimes()))
@@ -104,10 +102,8 @@ async def build(config: Config, held: AsyncExitStack, reloads: Listeners) -> Par
     repairer = await _repairer(stores, pool, held)
     sandboxes = await _sandboxes(config, stores, tasks, shims, held)
     mounts = await _mounts(config, database, held)
-    collector = Collector(database, content, snapshotters, events, config.gc, mounts.discard)
-    restarts = RestartMonitor(database, tasks, snapshotters, events, interval_s=config.restart.interval_s)
-    reloads.append(lambda changed: collector.configure(changed.gc))
-    reloads.append(lambda changed: restarts.configure(changed.restart.interval_s))
+    collector = _collector(config, stores, mounts, reloads)
+    restarts = _restarts(config, stores, tasks, reloads)
     verifier, streams = Verifier(config.image_verification, content), Streams()
     transfer = TransferService(content, database, snapshotters, pool, streams, events, registries, repairer, verifier)
     cri = await kubernetes.start(
@@ -124,8 +120,7 @@ async def build(config: Config, held: AsyncExitStack, reloads: Listeners) -> Par
         repairer,
         held,
     )
-    oci_runtimes = await versions
-    deprecations = Deprecations()
+    oci_runtimes, deprecations = await versions, Deprecations()
     _warn_of(oci_runtimes, deprecations)
     return Parts(
         database=database,
@@ -147,15 +142,7 @@ async def build(config: Config, held: AsyncExitStack, reloads: Listeners) -> Par
         mounts=mounts,
         collector=collector,
         restarts=restarts,
-        doctor=Doctor(
-            database,
-            tasks,
-            root=config.root,
-            state=config.state,
-            runc_root=config.state / "runc",
-            oci_runtimes=oci_runtimes,
-            interval_s=config.doctor.interval_s,
-        ),
+        doctor=_doctor(config, database, tasks, oci_runtimes),
         deprecations=deprecations,
         cri=cri,
     )
@@ -225,6 +212,41 @@ async def _mounts(config: Config, database: Database, held: AsyncExitStack) -> M
     await mounts.reconcile()
     held.push_async_callback(mounts.close)
     return mounts
+
+
+async def _pool(config: Config, held: AsyncExitStack) -> Pool:
+    pool = Pool(config.workers.count, mountpoint=config.state / "workers")
+    await pool.start()
+    held.push_async_callback(pool.close)
+    return pool
+
+
+def _collector(config: Config, stores: Stores, mounts: MountManager, reloads: Listeners) -> Collector:
+    collector = Collector(
+        stores.database, stores.content, stores.snapshotters, stores.events, config.gc, mounts.discard
+    )
+    reloads.append(lambda changed: collector.configure(changed.gc))
+    return collector
+
+
+def _restarts(config: Config, stores: Stores, tasks: TaskManager, reloads: Listeners) -> RestartMonitor:
+    restarts = RestartMonitor(
+        stores.database, tasks, stores.snapshotters, stores.events, interval_s=config.restart.interval_s
+    )
+    reloads.append(lambda changed: restarts.configure(changed.restart.interval_s))
+    return restarts
+
+
+def _doctor(config: Config, database: Database, tasks: TaskManager, oci_runtimes: Mapping[str, str]) -> Doctor:
+    return Doctor(
+        database,
+        tasks,
+        root=config.root,
+        state=config.state,
+        runc_root=config.state / "runc",
+        oci_runtimes=oci_runtimes,
+        interval_s=config.doctor.interval_s,
+    )
 
 
 @asynccontextmanager

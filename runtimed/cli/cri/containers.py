@@ -17,6 +17,7 @@ _STATES = {
     "unknown": pb.CONTAINER_UNKNOWN,
 }
 _WORDS = {number: word for word, number in _STATES.items()}
+_ids = click.argument("ids", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete.pod_containers)
 
 
 @click.command("ps", short_help="List containers.")
@@ -82,7 +83,7 @@ def _row(one: pb.Container, pod: pb.PodSandboxMetadata | None, length: int | Non
 
 @click.command("inspect", short_help="Show containers in full.")
 @output.formatted
-@click.argument("ids", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete.pod_containers)
+@_ids
 @click.pass_obj
 def inspect_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Show containers in full, as JSON: how they are, and what they were asked to be.
@@ -99,7 +100,7 @@ def inspect_command(settings: Settings, ids: tuple[str, ...]) -> int:
 
 
 @click.command("start", short_help="Start containers that were created.")
-@click.argument("ids", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete.pod_containers)
+@_ids
 @click.pass_obj
 def start_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Start containers that were created. One that has run is not started again: make another one.
@@ -119,7 +120,7 @@ def start_command(settings: Settings, ids: tuple[str, ...]) -> int:
 @click.command("stop", short_help="Stop containers.")
 @click.option("-t", "--timeout", type=click.IntRange(min=0), default=10, show_default=True, metavar="SECONDS",
               help="How long they may take before they are killed.")  # fmt: skip
-@click.argument("ids", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete.pod_containers)
+@_ids
 @click.pass_obj
 def stop_command(settings: Settings, timeout: int, ids: tuple[str, ...]) -> int:
     """Stop containers: each gets the signal it is to be stopped with, and is killed if it has not ended in time.
@@ -138,7 +139,7 @@ def stop_command(settings: Settings, timeout: int, ids: tuple[str, ...]) -> int:
 
 @click.command("rm", short_help="Remove containers.")
 @click.option("-f", "--force", is_flag=True, help="Kill it first if it runs.")
-@click.argument("ids", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete.pod_containers)
+@_ids
 @click.pass_obj
 def rm_command(settings: Settings, force: bool, ids: tuple[str, ...]) -> int:
     """Remove containers with what they have written. The log stays: it is the kubelet's.

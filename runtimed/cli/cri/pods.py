@@ -12,6 +12,7 @@ from runtimed.errors import FailedPrecondition
 
 _STATES = {"ready": pb.SANDBOX_READY, "notready": pb.SANDBOX_NOTREADY}
 _WORDS = {number: word for word, number in _STATES.items()}
+_ids = click.argument("ids", nargs=-1, required=True, metavar="POD...", shell_complete=complete.pods)
 
 
 @click.command("pods", short_help="List pods.")
@@ -75,7 +76,7 @@ def _row(one: pb.PodSandbox, length: int | None) -> tuple[str, ...]:
 
 @click.command("inspectp", short_help="Show pods in full.")
 @output.formatted
-@click.argument("ids", nargs=-1, required=True, metavar="POD...", shell_complete=complete.pods)
+@_ids
 @click.pass_obj
 def inspectp_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Show pods in full, as JSON: what they were asked to be, their addresses, what the network's plugins said.
@@ -92,7 +93,7 @@ def inspectp_command(settings: Settings, ids: tuple[str, ...]) -> int:
 
 
 @click.command("stopp", short_help="Stop pods.")
-@click.argument("ids", nargs=-1, required=True, metavar="POD...", shell_complete=complete.pods)
+@_ids
 @click.pass_obj
 def stopp_command(settings: Settings, ids: tuple[str, ...]) -> int:
     """Stop pods: their containers are ended, their network is given back.
@@ -111,7 +112,7 @@ def stopp_command(settings: Settings, ids: tuple[str, ...]) -> int:
 
 @click.command("rmp", short_help="Remove pods, with their containers.")
 @click.option("-f", "--force", is_flag=True, help="Also those that run.")
-@click.argument("ids", nargs=-1, required=True, metavar="POD...", shell_complete=complete.pods)
+@_ids
 @click.pass_obj
 def rmp_command(settings: Settings, force: bool, ids: tuple[str, ...]) -> int:
     """Remove pods, with their containers and what those have written.

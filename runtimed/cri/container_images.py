@@ -44,7 +44,7 @@ async def unmount_images(core: Core, container: Container) -> None:
     wanted = _wanted(container.config)
     if not wanted:
         return
-    await blocking(_unmount, _directory(core, container.id))
+    await blocking(unmount, _directory(core, container.id))
     for number in range(len(wanted)):
         await core.remove_snapshot(container.sandbox.snapshotter, _key(container.id, number), container.sandbox.id)
 
@@ -67,8 +67,9 @@ def _mount(view: Sequence[Mount], place: Path) -> None:
     mount_all(view, place)
 
 
-def _unmount(directory: Path) -> None:
-    """Take everything off, then remove the empty directories: never what is below a mount."""
+def unmount(directory: Path) -> None:
+    """Take all images off a container's directory, and remove it if it is there. Blocks."""
+    # Only empty directories are removed: never what is below a mount.
     with os_errors(f"image mounts {directory}"):
         for place in [*directory.iterdir()] if directory.exists() else []:
             unmount_all(place)

@@ -4,11 +4,11 @@
 <state>/userns/<sandbox id>     likewise the user namespace that it belongs to, of a pod that has one
 """
 
+import asyncio
 import ipaddress
 import logging
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from runtimed.api import cri_pb2 as pb
 from runtimed.cri import cni
 from runtimed.cri.cni import Attachment, Json, NetworkList, Plugins
 from runtimed.directories import make_private
-from runtimed.errors import DeadlineExceeded, InvalidArgument, NotFound, RuntimedError, os_errors
+from runtimed.errors import InvalidArgument, NotFound, RuntimedError, os_errors
 from runtimed.linux import idmap, netns
 from runtimed.linux.idmap import Range
 from runtimed.mounts import unmount_all
@@ -46,6 +46,8 @@ class Network:
         self._namespaces = state / "netns"
         self._user_namespaces = state / "userns"
         self._pod_cidrs: tuple[str, ...] = ()
+        self._collected = asyncio.Event()  # clear while plugins free what is in use no more
+        self._collected.set()
 
     # What there is
 
@@ -97,7 +99,7 @@ class Network:
 
     async def unpin(self, path: str) -> None:
         """Let go of a namespace of either kind; it ends with the last process in it. Fine if it is not there."""
-        await blocking(_unpin, path)
+        await blocking(unpin, Path(path))
 
     def namespaces(self) -> Sequence[str]:
         """Return the paths of what is pinned. Blocks."""
@@ -111,6 +113,7 @@ class Network:
 
     async def attach(self, network: NetworkList, attachment: Attachment) -> Json:
         """Attach; return the result. What is left of a failure, :meth:`detach` removes."""
+        await self._collected.wait()  # what is attached meanwhile would be freed with the rest
         return await self._plugins.add(network, attachment)
 
     async def detach(self, network: NetworkList, attachment: Attachment, result: Json | None) -> None:
@@ -129,15 +132,18 @@ class Network:
         """Ask whether the attachment is as it was made."""
         await self._plugins.check(network, attachment, result)
 
-    async def collect(self, valid: Sequence[str]) -> None:
+    async def collect(self, valid: Callable[[], Iterable[str]]) -> None:
         """Have the plugins of the network as it is now free what sandboxes had that are none of *valid*."""
         try:
             network = await self.configured()
-            await self._plugins.gc(network, [(id, cni.IF_NAME) for id in valid])
+            self._collected.clear()
+            await self._plugins.gc(network, [(id, cni.IF_NAME) for id in valid()])
         except NotFound:
             return
-        except (RuntimedError, DeadlineExceeded) as exc:
+        except RuntimedError as exc:
             log.warning("CNI garbage not collected", extra={"error": str(exc)})
+        finally:
+            self._collected.set()
 
     def attachment(self, id: str, netns: str, sandbox: pb.PodSandboxConfig, cgroup_parent: str) -> Attachment:
         """Return what plugins are told of a pod. Raises InvalidArgument."""
@@ -190,10 +196,11 @@ def _pin_new(path: Path, pin: Callable[[str], None]) -> None:
             raise
 
 
-def _unpin(path: str) -> None:
+def unpin(path: Path) -> None:
+    """Let go of the namespace that is pinned at *path*. Fine if it is not there. Blocks."""
     with os_errors(f"namespace {path}"), suppress(FileNotFoundError):
-        unmount_all(Path(path))
-        os.unlink(path)  # noqa: PTH108
+        unmount_all(path)
+        path.unlink()
 
 
 def _port(mapping: pb.PortMapping) -> Json:

@@ -3,14 +3,23 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from google.protobuf.message import DecodeError
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import checkpoint, container_exit, ending, mapped_volumes, records, sandbox_files
+from runtimed.cri import (
+    checkpoint,
+    container_exit,
+    container_images,
+    ending,
+    mapped_volumes,
+    network,
+    records,
+    sandbox_files,
+)
 from runtimed.cri.core import Core
 from runtimed.cri.images import NAMESPACE
 from runtimed.cri.records import ContainerRecord, SandboxRecord
@@ -50,31 +59,42 @@ async def recover(core: Core) -> None:
             _take_container(core, one, process)
 
     await asyncio.gather(*map(take, core.state.sandboxes), *map(take, core.state.containers))
-    core.spawn(_sweep(core))
+    # Looked for now: what is there once pods are made again may be theirs.
+    left = await blocking(left_over, core, {one.id for one in found})
+    core.spawn(_sweep(core, left))
 
 
-async def _sweep(core: Core) -> None:
-    """Remove what belongs to no pod: it was being made or removed when the daemon ended."""
-    ids = {one.id for one in core.state.sandboxes} | core.state.coming.keys()
-    for path in await blocking(core.network.namespaces):
-        if Path(path).name not in ids | core.state.coming.keys():
-            await core.network.unpin(path)
-    for directory in await blocking(_directories, core.directory / "sandboxes"):
-        if directory.name not in ids | core.state.coming.keys():
-            await blocking(sandbox_files.delete, directory)
-    await core.network.collect([one.id for one in core.state.sandboxes if one.record.network])
+def left_over(core: Core, recorded: set[str]) -> list[tuple[Callable[[Path], None], Path]]:
+    """Return what belongs to no pod or container, with what removes it: it was being made or removed. Blocks."""
+    places = (
+        (network.unpin, list(map(Path, core.network.namespaces()))),
+        (sandbox_files.delete, _directories(core.directory / "sandboxes")),
+        (container_images.unmount, _directories(core.directory / "containers")),
+        (_remove_tree, _directories(core.root / "containers")),
+    )
+    return [(remove, path) for remove, paths in places for path in paths if path.name not in recorded]
+
+
+async def _sweep(core: Core, left: Sequence[tuple[Callable[[Path], None], Path]]) -> None:
+    for remove, path in left:
+        await blocking(_clear, remove, path)
+    await core.network.collect(lambda: [one.id for one in (*core.state.sandboxes, *core.state.coming.values())])
 
 
 def _directories(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else []
 
 
+def _remove_tree(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def _clear(remove: Callable[[Path], None], path: Path) -> None:
-    """Remove a mount of the moment, of a daemon that was killed at that moment. If it stays, pods run all the same."""
+    """Remove what a daemon left that was killed at that moment. If it stays, pods run all the same."""
     try:
         remove(path)
     except (OSError, RuntimedError) as exc:
-        log.warning("a mount of an earlier daemon stays", extra={"path": str(path), "error": str(exc)})
+        log.warning("something of an earlier daemon stays", extra={"path": str(path), "error": str(exc)})
 
 
 def _take_off(mountpoint: Path) -> None:

@@ -166,12 +166,21 @@ class Plugins:
             raise failures[0]
 
     async def gc(self, network: NetworkList, valid: Sequence[tuple[str, str]]) -> None:
-        """Tell the plugins which attachments (container ID, interface) there are; they free what others had."""
+        """Tell the plugins which attachments (container ID, interface) there are; they free what others had.
+
+        Every plugin is asked; the first failure is raised.
+        """
         if network.version != "1.1.0" or network.disable_gc:
             return
         known = {"cni.dev/valid-attachments": [{"containerID": id, "ifname": name} for id, name in valid]}
+        failures: list[Exception] = []
         for plugin in network.plugins:
-            await self._command("GC", network, {**plugin, **known}, None, None)
+            try:
+                await self._command("GC", network, {**plugin, **known}, None, None)
+            except (Internal, DeadlineExceeded, Unavailable, NotFound) as exc:
+                failures.append(exc)
+        if failures:
+            raise failures[0]
 
     async def status(self, network: NetworkList) -> None:
         """Ask whether ADD would work now. Raises Unavailable with what the plugin says, Internal."""

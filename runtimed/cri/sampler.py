@@ -95,7 +95,8 @@ class Sampler:
 
     def forget(self, ids: set[str]) -> None:
         """Drop what is kept of others than *ids*."""
-        self._kept = {id: kept for id, kept in self._kept.items() if id in ids}
+        # Item by item of a list: a thread that measures may add some meanwhile.
+        self._kept = {id: kept for id, kept in list(self._kept.items()) if id in ids}
         self._layers = {id: layer for id, layer in self._layers.items() if id in ids}
 
     def _measure(

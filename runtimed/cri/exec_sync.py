@@ -59,7 +59,7 @@ async def exec_sync(core: Core, id: str, command: Sequence[str], timeout_s: int)
         raise DeadlineExceeded(f"exec in container {container.id}: not done within {timeout_s} s, killed") from None
     finally:
         # Whatever happens to the caller, the process ends and its FIFOs go.
-        await asyncio.shield(core.spawn(execution.end(stop_reading)))
+        await execution.end(stop_reading)
 
 
 class Room:

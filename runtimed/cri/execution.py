@@ -28,6 +28,7 @@ from runtimed.threads import blocking
 log = logging.getLogger(__name__)
 
 _ENDED_WITHIN_S = 10.0  # from SIGKILL to the exit
+_WAITED_FOR_S = 12.0  # by whose exec it is
 
 
 class Execution:
@@ -75,7 +76,13 @@ class Execution:
             await self._core.tasks.resize_pty(NAMESPACE, self._container.id, self.id, width, height)
 
     async def end(self, before_closing: Callable[[], None] = lambda: None) -> None:
-        """End the process whatever state it is in, and remove everything; who still reads stops *before_closing*."""
+        """End the process whatever state it is in, and remove everything; who still reads stops *before_closing*.
+
+        With a shim that does not answer this takes its time, of which the caller is not kept waiting for all.
+        """
+        await asyncio.wait([self._core.spawn(self._end(before_closing))], timeout=_WAITED_FOR_S)
+
+    async def _end(self, before_closing: Callable[[], None]) -> None:
         if self._starting is not None:
             await asyncio.wait([self._starting])
             if not self._starting.cancelled():

@@ -33,7 +33,7 @@ class Streams:
         try:
             return await _exec(execution, command, session, tty=tty)
         finally:
-            await asyncio.shield(self._core.spawn(execution.end()))
+            await execution.end()
 
     async def attach(self, container: str, tty: bool, session: Session) -> None:
         await attach(self._core, running(self._core, container), session)

@@ -62,6 +62,37 @@ async def test_a_process_that_cannot_be_killed_leaves_no_descriptors(core, conta
     assert not list(tmp_path.glob("exec/*"))
 
 
+async def test_a_shim_that_does_not_answer_keeps_nobody_waiting(core, container, tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "_WAITED_FOR_S", 0.1)
+    answers = asyncio.Event()
+
+    async def hang(*_):
+        await answers.wait()
+        raise NotFound("the container has gone")
+
+    before = descriptors()
+    ending = []
+
+    def spawn(coroutine):
+        ending.append(asyncio.ensure_future(coroutine))
+        return ending[-1]
+
+    core.spawn = spawn
+    core.tasks.exec, core.tasks.wait = hang, hang
+    one = Execution(core, container)
+    async with asyncio.timeout(20):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await one.start(["x"], ("stdout",))
+        await one.end()
+        assert not ending[-1].done()  # it is somebody's still
+        answers.set()
+        await asyncio.wait(ending)
+    assert core.tasks.killed
+    assert descriptors() == before
+    assert not list(tmp_path.glob("exec/*"))
+
+
 async def test_one_that_did_not_start_leaves_nothing(core, container, tmp_path):
     async def refuse(*_):
         raise NotFound("no such program")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtimed.cri.images import NAMESPACE
-from runtimed.errors import NotFound
+from runtimed.errors import NotFound, RuntimedError
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.snapshots.snapshotter import Kind, Usage
 from runtimed.threads import blocking
@@ -28,6 +28,7 @@ class Filesystems:
 
     def __init__(self, root: Path, snapshotters: Mapping[str, Snapshots], names: Sequence[str]) -> None:
         self._root = root
+        self._all = snapshotters
         self._snapshotters = {name: snapshotters[name] for name in names if name in snapshotters}
         self._committed: dict[tuple[str, str], Usage] = {}
 
@@ -36,7 +37,7 @@ class Filesystems:
         return await blocking(self._usages)
 
     async def usage(self, snapshotter: str, key: str) -> FilesystemUsage | None:
-        """Return what one container's writable layer takes; None if it is gone."""
+        """Return what one container's writable layer takes; None if it is gone, or nobody can tell."""
         return await blocking(self._usage, snapshotter, key)
 
     def _usages(self) -> Sequence[FilesystemUsage]:
@@ -58,8 +59,12 @@ class Filesystems:
         return found
 
     def _usage(self, snapshotter: str, key: str) -> FilesystemUsage | None:
-        with suppress(NotFound):
-            return self._at(snapshotter, self._snapshotters[snapshotter].usage(NAMESPACE, key))
+        # A pod may have been made when another snapshotter was configured, or its process does not answer: all other
+        # containers have their sizes all the same.
+        if (snapshots := self._all.get(snapshotter)) is None:
+            return None
+        with suppress(RuntimedError):
+            return self._at(snapshotter, snapshots.usage(NAMESPACE, key))
         return None
 
     def _at(self, snapshotter: str, usage: Usage) -> FilesystemUsage:

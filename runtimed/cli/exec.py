@@ -22,7 +22,7 @@ from runtimed.cli.output import note
 from runtimed.client.process import Process
 from runtimed.client.stdio import Fifos
 from runtimed.errors import InvalidArgument, RuntimedError
-from runtimed.oci import runtime_spec
+from runtimed.oci import container_spec, runtime_spec
 from runtimed.threads import blocking
 
 
@@ -115,10 +115,10 @@ async def _process_spec(client: Client, id: str, args: tuple[str, ...], given: G
     env = options.environment(given.env, given.env_file)
     process["args"] = list(args)
     process["terminal"] = tty
-    process["env"] = runtime_spec.merged_env(["TERM=xterm"] if tty else [], process.get("env") or [], env)
+    process["env"] = container_spec.merged_env(["TERM=xterm"] if tty else [], process.get("env") or [], env)
     process.pop("consoleSize", None)
     if given.workdir:
-        process["cwd"] = runtime_spec.working_directory(given.workdir)
+        process["cwd"] = container_spec.working_directory(given.workdir)
     if given.user:
         process["user"] = await _user(client, id, given.user)
     return AnyMessage(type_url=runtime_spec.PROCESS_TYPE_URL, value=msgspec.json.encode(process))

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from runtimed.errors import InvalidArgument, NotFound, os_errors
-from runtimed.oci.runtime_spec import ALL_CAPABILITIES, Mount
+from runtimed.oci.container_spec import ALL_CAPABILITIES
+from runtimed.oci.runtime_spec import Mount
 
 F = TypeVar("F", bound=Callable[..., Any])
 

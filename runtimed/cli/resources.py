@@ -7,7 +7,7 @@ from runtimed.api import tasks_pb2 as pb
 from runtimed.cli import complete, options
 from runtimed.cli.client import Client, Settings, service
 from runtimed.cli.each import each
-from runtimed.oci import runtime_spec
+from runtimed.oci import container_spec
 
 _KIND = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
@@ -28,7 +28,7 @@ def update_command(
     """
     if memory is None and cpus is None and pids_limit is None:
         raise click.UsageError("give a limit: --memory, --cpus or --pids-limit")
-    limits = runtime_spec.limits(memory=options.memory(memory), cpus=cpus, pids=pids_limit)
+    limits = container_spec.limits(memory=options.memory(memory), cpus=cpus, pids=pids_limit)
     document = msgspec.json.encode(limits)
 
     async def update(client: Client, id: str) -> str:

@@ -27,8 +27,8 @@ from runtimed.errors import InvalidArgument, NotFound, RuntimedError, Unavailabl
 from runtimed.identifiers import validate, validate_labels
 from runtimed.linux.devices import host_devices
 from runtimed.oci import platform as platforms
+from runtimed.oci.container_spec import DEFAULT_CAPABILITIES, Options
 from runtimed.oci.descriptor import Platform
-from runtimed.oci.runtime_spec import DEFAULT_CAPABILITIES, Options
 from runtimed.rollback import Rollback
 from runtimed.threads import blocking
 

@@ -26,7 +26,8 @@ from runtimed.client.stdio import Fifos
 from runtimed.client.streams import Input, Output
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
 from runtimed.oci import platform as platforms
-from runtimed.oci.runtime_spec import PROCESS_TYPE_URL, Mount, Options, merged_env
+from runtimed.oci.container_spec import Options, merged_env
+from runtimed.oci.runtime_spec import PROCESS_TYPE_URL, Mount
 from runtimed.rollback import Rollback
 
 _CONTAINERS, _TASKS = service(pb, "Containers"), service(tasks, "Tasks")
@@ -236,7 +237,7 @@ class Containers:
         """Make a container of an image that was pulled; nothing runs yet.
 
         *args* is its command, or the image's. What else there is to say of it (``hostname``, ``read_only``, ``memory``
-        in bytes, ``cpus``, ``pids``, ``host_network``, ...) are the fields of :class:`runtime_spec.Options`.
+        in bytes, ``cpus``, ``pids``, ``host_network``, ...) are the fields of :class:`container_spec.Options`.
 
         Raises:
             NotFound: there is no such image, or nothing of it for this machine.

@@ -17,7 +17,8 @@ from runtimed.client.connection import Connection, service
 from runtimed.client.documents import Documents
 from runtimed.client.unpack import ensure_unpacked
 from runtimed.errors import NotFound, Unavailable
-from runtimed.oci.runtime_spec import TYPE_URL, Options, User, container_spec
+from runtimed.oci.container_spec import Options, container_spec
+from runtimed.oci.runtime_spec import TYPE_URL, User
 from runtimed.rollback import Rollback
 from runtimed.threads import blocking
 

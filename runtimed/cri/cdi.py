@@ -15,16 +15,8 @@ from runtimed.api import cri_pb2 as pb
 from runtimed.cri.annotations import CDI_PREFIX
 from runtimed.errors import FailedPrecondition, InvalidArgument, NotFound, os_errors
 from runtimed.linux.devices import device_at
-from runtimed.oci.runtime_spec import (
-    Device,
-    DeviceRule,
-    Hook,
-    Hooks,
-    IntelRdt,
-    Mount,
-    Spec,
-    merged_env,
-)
+from runtimed.oci.container_spec import merged_env
+from runtimed.oci.runtime_spec import Device, DeviceRule, Hook, Hooks, IntelRdt, Mount, Spec
 
 _VERSIONS = {"0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0"}
 _NAME = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_.-]*)=([A-Za-z0-9][A-Za-z0-9_.:-]*)")

@@ -13,7 +13,8 @@ from runtimed.cri.namespaces import NODE, user_mappings
 from runtimed.cri.request import ContainerSpecRequest, SandboxSpecRequest
 from runtimed.errors import InvalidArgument, NotFound, os_errors
 from runtimed.linux.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
-from runtimed.oci.runtime_spec import Mount, default_mounts
+from runtimed.oci.container_spec import default_mounts
+from runtimed.oci.runtime_spec import Mount
 
 PRIVATE, SLAVE, SHARED = (
     pb.MountPropagation.PROPAGATION_PRIVATE,

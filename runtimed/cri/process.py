@@ -4,8 +4,8 @@ import os
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.errors import InvalidArgument
+from runtimed.oci.container_spec import DEFAULT_PATH, merged_env, working_directory
 from runtimed.oci.manifest import Execution
-from runtimed.oci.runtime_spec import DEFAULT_PATH, merged_env, working_directory
 
 _MAX_ENTRY = 128 << 10  # bytes of one argument or variable: MAX_ARG_STRLEN, execve(2)
 

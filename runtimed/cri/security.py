@@ -6,13 +6,8 @@ from runtimed.api import cri_pb2 as pb
 from runtimed.cri import apparmor, selinux
 from runtimed.errors import InvalidArgument, PermissionDenied
 from runtimed.linux.capabilities import permitted
-from runtimed.oci.runtime_spec import (
-    ALL_CAPABILITIES,
-    DEFAULT_CAPABILITIES,
-    MASKED_PATHS,
-    READONLY_PATHS,
-    Capabilities,
-)
+from runtimed.oci.container_spec import ALL_CAPABILITIES, DEFAULT_CAPABILITIES, MASKED_PATHS, READONLY_PATHS
+from runtimed.oci.runtime_spec import Capabilities
 
 
 def check_privileged(config: pb.ContainerConfig, sandbox_config: pb.PodSandboxConfig) -> bool:

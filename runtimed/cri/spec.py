@@ -6,20 +6,9 @@ from runtimed.cri.cgroup_path import cgroups_path
 from runtimed.cri.request import ContainerSpecRequest, SandboxSpecRequest
 from runtimed.cri.seccomp import seccomp_of
 from runtimed.errors import InvalidArgument
+from runtimed.oci.container_spec import DEFAULT_PATH, merged_env
 from runtimed.oci.manifest import Execution
-from runtimed.oci.runtime_spec import (
-    DEFAULT_PATH,
-    ROOT,
-    Capabilities,
-    Cpu,
-    DeviceRule,
-    Linux,
-    Process,
-    Resources,
-    Root,
-    Spec,
-    merged_env,
-)
+from runtimed.oci.runtime_spec import ROOT, Capabilities, Cpu, DeviceRule, Linux, Process, Resources, Root, Spec
 
 _VERSION = "1.1.0"
 _PAUSE_OOM_SCORE = -998  # as kubelet's and containerd's: of a pod, pause goes last

@@ -22,9 +22,10 @@ from runtimed.metadata.db import Database
 from runtimed.metadata.opaque import Opaque
 from runtimed.mounts import Mount
 from runtimed.oci import platform
+from runtimed.oci.container_spec import Options, container_spec
 from runtimed.oci.descriptor import Platform
 from runtimed.oci.manifest import Execution
-from runtimed.oci.runtime_spec import TYPE_URL, Options, User, container_spec
+from runtimed.oci.runtime_spec import TYPE_URL, User
 from runtimed.rollback import Rollback
 from runtimed.sandboxes.controller import NOT_READY, READY, NewSandbox, Started, State
 from runtimed.tasks.client import Exit, Status

@@ -15,8 +15,8 @@ from runtimed.cri.namespaces import user_mappings
 from runtimed.cri.request import ContainerSpecRequest, HandlerRules, SandboxSpecRequest
 from runtimed.cri.spec import container_spec, sandbox_spec
 from runtimed.errors import InvalidArgument, NotFound, PermissionDenied
+from runtimed.oci.container_spec import DEFAULT_CAPABILITIES, MASKED_PATHS
 from runtimed.oci.manifest import Execution
-from runtimed.oci.runtime_spec import DEFAULT_CAPABILITIES, MASKED_PATHS
 
 PASSWD = "root:x:0:0::/:/bin/sh\nalice:x:1000:1001::/:/bin/sh\n"
 GROUP = "root:x:0:\nalice:x:1001:\nwheel:x:10:alice\n"

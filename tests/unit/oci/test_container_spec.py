@@ -5,9 +5,9 @@ import json
 import pytest
 
 from runtimed.errors import InvalidArgument
-from runtimed.oci import runtime_spec
+from runtimed.oci.container_spec import ALL_CAPABILITIES, DEFAULT_PATH, Options, container_spec
 from runtimed.oci.manifest import Execution
-from runtimed.oci.runtime_spec import ConsoleSize, Device, Mount, Options, User, container_spec
+from runtimed.oci.runtime_spec import ConsoleSize, Device, Mount, User
 
 IMAGE = Execution(entrypoint=("/entry",), cmd=("a", "b"), env=("PATH=/bin", "X=1"), working_dir="/srv")
 
@@ -41,7 +41,7 @@ def test_options_replace_the_images_command(options, args):
 def test_an_image_of_gos_nulls_runs_what_it_is_given():
     process = spec_of(Execution(), args=["sh"])["process"]
     assert (process["args"], process["cwd"]) == (["sh"], "/")
-    assert process["env"] == [runtime_spec.DEFAULT_PATH]
+    assert process["env"] == [DEFAULT_PATH]
 
 
 def test_nothing_to_run_is_refused_with_the_remedy():
@@ -100,7 +100,7 @@ def test_nothing_of_an_image_becomes_an_annotation_a_hook_or_a_mount():
 
 def test_privileged_opens_what_the_default_closes():
     device = Device(path="/dev/x", type="c", major=1, minor=2, file_mode=0o600, uid=0, gid=0)
-    spec = spec_of(privileged=True, devices=[device], capabilities=runtime_spec.ALL_CAPABILITIES)
+    spec = spec_of(privileged=True, devices=[device], capabilities=ALL_CAPABILITIES)
     assert "maskedPaths" not in spec["linux"]
     assert "noNewPrivileges" not in spec["process"]
     assert spec["linux"]["devices"] == [

@@ -6,8 +6,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from runtimed.api import cri_pb2 as pb
-from runtimed.api import events_pb2
+from runtimed.api import events_pb2, types_pb2
 from runtimed.cri import ending
 from runtimed.cri.core import Core
 from runtimed.cri.images import NAMESPACE
@@ -38,13 +40,20 @@ async def watch(core: Core, events: EventBus, ready: asyncio.Event) -> None:
             ready.set()
             async for envelope in subscription:
                 if envelope.topic == "/tasks/oom":
-                    oom = events_pb2.TaskOOM.FromString(envelope.event.value)
-                    if (container := core.state.containers.find(oom.container_id)) is not None:
+                    if (container := core.state.containers.find(_out_of_memory(envelope))) is not None:
                         container.is_oom = True
                 elif (ended := client.ended_init(envelope)) is not None:
                     told(core, ended.id, ended.exit)
             return
         is_behind = True
+
+
+def _out_of_memory(envelope: types_pb2.Envelope) -> str:
+    """Return whose memory ran out; "" if the event does not say so: any client may publish what it likes."""
+    try:
+        return events_pb2.TaskOOM.FromString(envelope.event.value).container_id
+    except DecodeError:
+        return ""
 
 
 async def look(core: Core) -> None:

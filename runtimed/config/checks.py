@@ -1,6 +1,7 @@
 """What a setting's kind does not say of it: ranges, paths, and what must fit to what."""
 
 import ipaddress
+import os
 import re
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from runtimed.config.settings import (
 )
 from runtimed.config.toml import dotted
 from runtimed.errors import InvalidArgument
+
+_LONGEST_SOCKET = 107  # bytes of a path: unix(7)
 
 
 def checked(config: Config) -> Config:
@@ -63,6 +66,7 @@ def checked(config: Config) -> Config:
 
 
 def _check_nri(nri: Nri) -> None:
+    _check_socket("nri.socket", str(nri.socket))
     if nri.on_timeout not in NRI_POLICIES:
         raise InvalidArgument(f"nri.on_timeout: {nri.on_timeout!r} is not one of {', '.join(NRI_POLICIES)}")
     for name in ("registration_timeout_ms", "request_timeout_ms"):
@@ -70,8 +74,15 @@ def _check_nri(nri: Nri) -> None:
             raise InvalidArgument(f"nri.{name}: {getattr(nri, name)} is not between 1 and 600000")
 
 
+def _check_socket(key: str, path: str) -> None:
+    length = len(os.fsencode(path))
+    if length > _LONGEST_SOCKET:
+        raise InvalidArgument(f"{key}: {path} has {length} bytes, {_LONGEST_SOCKET} fit: give a shorter path")
+
+
 def _check_metrics(address: str) -> None:
     if address.startswith("/"):
+        _check_socket("metrics.address", address)
         return
     host, _, port = address.rpartition(":")
     try:

@@ -94,6 +94,8 @@ def test_another_runtime_leaves_the_default_one_known(write):
         ("version = 1\n[nri]\non_timeout = 'wait'\n", "nri.on_timeout: 'wait' is not one of open, closed, retry"),
         ("version = 1\n[nri]\nrequest_timeout_ms = 0\n", "nri.request_timeout_ms: 0 is not between 1 and 600000"),
         ("version = 1\n[nri]\nsocket = 'x'\n", "config.toml:3: nri.socket: 'x' must be an absolute path"),
+        (f"version = 1\n[nri]\nsocket = '/{'x' * 107}'\n", f"nri.socket: /{'x' * 107} has 108 bytes, 107 fit"),
+        (f"version = 1\n[metrics]\naddress = '/{'x' * 107}'\n", f"metrics.address: /{'x' * 107} has 108 bytes"),
         ("version = \n", "not TOML"),
     ],
 )

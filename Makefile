@@ -13,7 +13,7 @@ demo: ## set everything up, start a private daemon, run a container from the emb
 
 test: ## set everything up and run the whole suite (as root)
 	@.ci/setup test
-	@$(PYTHON) -m pytest -q -n 2 --reruns 1 $(ARGS)
+	@$(PYTHON) -m pytest -q -n 2 --reruns 1 --timeout 240 $(ARGS)
 
 test-vm: ## in guests: cgroup v2, other kernels, crun, criu, power cuts (as root; 2-3 minutes)
 	@.ci/setup vm

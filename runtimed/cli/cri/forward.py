@@ -122,7 +122,7 @@ class Forwarder:
                 sending.cancel()
                 await asyncio.wait([sending])
         finally:
-            del self._errors[error], self._data[data]
+            del self._data[data]  # but what went wrong may come later
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
@@ -151,11 +151,13 @@ class Forwarder:
                     await stream.writer.drain()
             if frame.flags & spdy.FIN or frame.type == spdy.RST_STREAM:
                 stream.ended.set()
-        elif (stream := self._errors.get(frame.stream)) is not None and frame.type == 0:
-            stream.error += frame.data
-            if frame.flags & spdy.FIN and stream.error:
-                note(f"port {stream.port}: {stream.error.decode(errors='replace')}")
-                stream.ended.set()
+        elif (stream := self._errors.get(frame.stream)) is not None:
+            stream.error += frame.data if frame.type == 0 else b""
+            if frame.flags & spdy.FIN or frame.type == spdy.RST_STREAM:
+                del self._errors[frame.stream]
+                if stream.error:
+                    note(f"port {stream.port}: {stream.error.decode(errors='replace')}")
+                    stream.ended.set()
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -178,6 +178,7 @@ class Images:
     async def _source(self, reference: Reference, auth: Auth) -> Source:
         if reference.host == embedded.HOST:
             return LayoutSource(embedded.layout(), reference)
+        self._pool.warm()  # beside the rest of what it takes to begin
         client = await self._registries.client(reference, credentials_of_caller=_asked(reference.host, auth))
         return RegistrySource(client, self._pool)
 

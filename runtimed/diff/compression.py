@@ -95,9 +95,16 @@ def opened(blob: Path, media_type: str) -> Iterator[Readable]:
     with os_errors(f"layer {blob.name}"):
         file = blob.open("rb", buffering=0)
     with file:
-        start = file.read(4)
-        file.seek(0)
-        yield uncompressed(file, of(media_type, start))
+        yield stream(file, media_type)
+
+
+def stream(file: Readable, media_type: str) -> Readable:
+    """Return the uncompressed tar archive of the layer of *media_type* in *file*, which stays the caller's to close.
+
+    Raises as :func:`opened`.
+    """
+    start = _start(file)
+    return uncompressed(_Prefixed(start, file), of(media_type, start))
 
 
 def by_magic(start: bytes) -> Compression:
@@ -111,10 +118,15 @@ def by_magic(start: bytes) -> Compression:
 
 def detected(file: Readable) -> Readable:
     """Return the uncompressed contents of *file*, however it is compressed."""
+    start = _start(file)
+    return uncompressed(_Prefixed(start, file), by_magic(start))
+
+
+def _start(file: Readable) -> bytes:
     start = b""
     while len(start) < 4 and (piece := file.read(4 - len(start))):
         start += piece
-    return uncompressed(_Prefixed(start, file), by_magic(start))
+    return start
 
 
 class _Prefixed:

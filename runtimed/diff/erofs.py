@@ -23,6 +23,7 @@ from runtimed.linux.writeback import Writeback
 
 _CHUNK = 256 * 1024
 _ZEROS = bytes(4 * _CHUNK)
+_KEPT = 256 << 20  # bytes of an image that stay in memory for whoever uses the layer first
 
 _TYPES = {
     Kind.FILE: (fmt.FILE, stat.S_IFREG),
@@ -194,7 +195,7 @@ class _Tee:
     def __init__(self, stream: Readable, image: int) -> None:
         self._stream = stream
         self._image = image
-        self._writeback = Writeback(image)
+        self._writeback = Writeback(image, keep=False, after=_KEPT)
         self.size = 0
 
     def read(self, size: int) -> bytes:

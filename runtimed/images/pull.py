@@ -19,6 +19,7 @@ from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
 from runtimed.images import holding
 from runtimed.images.blobs import Blobs
 from runtimed.images.dropping import drops
+from runtimed.images.expecting import Expecting
 from runtimed.images.progress import Progress, Report, ref_of
 from runtimed.images.repair import Repairer
 from runtimed.images.sources import Source
@@ -326,15 +327,19 @@ class Visitor:
         if not with_layers:
             return
         dropped = await self._unpacked(unpacks, layers, diff_ids) if self._request.drops_layers else set()
-        async with _together() as group:
+        async with Expecting(self._namespace, self._unpacker) as expecting, _together() as group:
+            if len(unpacks) == 1:
+                expecting.plan(self._snapshotters[unpacks[0].snapshotter], layers, diff_ids)
             # The largest first: what comes last should not be what takes longest.
             by_size = sorted(layers, key=lambda layer: -layer.size)
             arrivals = {
-                layer.digest: group.create_task(self._layer(layer, below, is_wanted=layer.digest not in dropped))
+                layer.digest: group.create_task(
+                    self._layer(layer, below, expecting, is_wanted=layer.digest not in dropped)
+                )
                 for layer in by_size
             }
             for unpack in unpacks:
-                group.create_task(self._unpack(unpack, config, layers, diff_ids, arrivals))
+                group.create_task(self._unpack(unpack, config, layers, diff_ids, arrivals, expecting))
 
     def _check_platform(self, config: manifest.ImageConfig) -> None:
         """Refuse an image that says it is for another platform; of an index, this repeats the choice."""
@@ -352,13 +357,16 @@ class Visitor:
         layers: Sequence[Descriptor],
         diff_ids: Sequence[str],
         arrivals: Mapping[str, "asyncio.Task[None]"],
+        expecting: Expecting,
     ) -> None:
         """Unpack *layers*, each when it has arrived, and let the config hold the top one."""
         snapshots = self._snapshotters[unpack.snapshotter]
         parent = ""
         async with _together() as group:
             for layer, diff_id, chain_id in zip(layers, diff_ids, manifest.chain_ids(diff_ids), strict=True):
-                group.create_task(self._unpack_one(snapshots, layer, arrivals[layer.digest], parent, diff_id, chain_id))
+                arrival = arrivals[layer.digest]
+                unpacking = self._unpack_one(snapshots, layer, arrival, parent, diff_id, chain_id, expecting)
+                group.create_task(unpacking)
                 parent = chain_id
         if parent:
             key = labels.GC_REF_SNAPSHOT + unpack.snapshotter
@@ -372,6 +380,7 @@ class Visitor:
         parent: str,
         diff_id: str,
         chain_id: str,
+        expecting: Expecting,
     ) -> None:
         await arrival
         await self._unpacker.unpack(
@@ -383,7 +392,9 @@ class Visitor:
             chain_id=chain_id,
             lease=self._lease,
             tell=partial(self._tell, layer),
+            expected=expecting.of(chain_id),
         )
+        await expecting.over(chain_id)
 
     def _tell(self, layer: Descriptor, event: str) -> None:
         done = layer.size if event == "extracted" else 0
@@ -394,11 +405,14 @@ class Visitor:
             await self._fetch(descriptor, parents)
         return await blocking(self._content.read, self._namespace, descriptor.digest, limit)
 
-    async def _layer(self, descriptor: Descriptor, parents: tuple[str, ...], *, is_wanted: bool) -> None:
+    async def _layer(
+        self, descriptor: Descriptor, parents: tuple[str, ...], expecting: Expecting, *, is_wanted: bool
+    ) -> None:
         if not is_wanted:
             self._tell(descriptor, "already exists")
             return
         async with self._layers:
+            await expecting.begin(descriptor)
             await self._fetch(descriptor, parents)
 
     async def _unpacked(

@@ -22,9 +22,9 @@ from runtimed.oci.descriptor import Descriptor
 from runtimed.rollback import Rollback
 from runtimed.snapshots.snapshotter import Mounts, layer_directory, layer_target
 from runtimed.threads import blocking
-from runtimed.workers.pool import Pool, Received
+from runtimed.workers.pool import Expected, Pool, Received
 
-_AHEAD = 4  # layers whose bytes wait in a worker process for the ones below
+_AHEAD = 8  # layers whose bytes wait in a worker process for the ones below
 
 
 class Unpacker:
@@ -46,6 +46,20 @@ class Unpacker:
         # One extraction of a chain ID at a time, so its key can be known before; another daemon's is another.
         self._prefix = f"extract-{time.time_ns() % 10**9}-{secrets.token_urlsafe(3)}"
 
+    async def expect(self, namespace: str, snapshots: Snapshots, layer: Descriptor, chain_id: str) -> Expected | None:
+        """Have the bytes of *layer* put into a file while they are fetched, for :meth:`unpack`; close what is returned.
+
+        None: that cannot be, or not now.
+        """
+        directory = layer_directory(snapshots.snapshotter)
+        if directory is None or await _exists(namespace, snapshots, chain_id) or self._ahead.locked():
+            return None
+        await self._ahead.acquire()  # at once
+        expected = self._pool.expect(layer.digest, layer.media_type, directory, self._ahead.release)
+        if expected is None:
+            self._ahead.release()
+        return expected
+
     async def unpack(
         self,
         namespace: str,
@@ -57,8 +71,11 @@ class Unpacker:
         chain_id: str,
         lease: str,
         tell: Callable[[str], None],
+        expected: Expected | None = None,
     ) -> None:
         """Make the snapshot *chain_id*: the blob *layer*, which is there, over the snapshot *parent* ("": nothing).
+
+        Of what was *expected* the bytes may be in a file already; it stays the caller's to close.
 
         One that is there already is taken as it is, and nothing is told of it; of others it is ``extracting`` and
         ``extracted``. *lease* holds the snapshot. Nothing is left of one that fails. Whoever calls also calls for
@@ -70,7 +87,7 @@ class Unpacker:
         """
 
         async def job(_: object) -> None:
-            await self._make(namespace, snapshots, layer, parent, diff_id, chain_id)
+            await self._make(namespace, snapshots, layer, parent, diff_id, chain_id, expected)
 
         # Held first, whether it is there or not: what is collected in between is not there, and an extraction that is
         # joined may outlive the pull that began it, and its lease.
@@ -94,7 +111,14 @@ class Unpacker:
         return self._repairer is None or not await self._repairer.suspects(namespace, snapshots, chain_id)
 
     async def _make(
-        self, namespace: str, snapshots: Snapshots, layer: Descriptor, parent: str, diff_id: str, chain_id: str
+        self,
+        namespace: str,
+        snapshots: Snapshots,
+        layer: Descriptor,
+        parent: str,
+        diff_id: str,
+        chain_id: str,
+        expected: Expected | None,
     ) -> None:
         key = self._key(chain_id)
         marks = {labels.SNAPSHOT_REF: chain_id}
@@ -102,7 +126,7 @@ class Unpacker:
         blob = await blocking(self._content.path, namespace, layer.digest)
         async with (
             self._below(namespace, snapshots, parent) as below,
-            self._received(snapshots, layer, blob, below) as received,
+            self._received(snapshots, layer, blob, below, expected) as received,
             Rollback() as steps,
         ):
             # Before prepare: a caller that is cancelled during it gets no answer, but the snapshot is there.
@@ -134,9 +158,21 @@ class Unpacker:
 
     @asynccontextmanager
     async def _received(
-        self, snapshots: Snapshots, layer: Descriptor, blob: Path, below: "asyncio.Task[None]"
+        self,
+        snapshots: Snapshots,
+        layer: Descriptor,
+        blob: Path,
+        below: "asyncio.Task[None]",
+        expected: Expected | None,
     ) -> AsyncIterator[Received | None]:
-        """Wait for *below*; hold what could be done of the layer in that time: its bytes in a file, or nothing."""
+        """Wait for *below*; hold what could be done of the layer before: its bytes in a file, or nothing."""
+        if expected is not None:
+            if received := expected.take():
+                async with received:
+                    await below
+                    yield received
+                return
+            await expected.close()
         directory = layer_directory(snapshots.snapshotter)
         if directory is not None and not below.done() and await self._turn_before(below):
             try:

@@ -189,6 +189,7 @@ class TransferService:
         reference = references.parse(registry.reference)
         if reference.host == embedded.HOST:
             return LayoutSource(embedded.layout(), reference)
+        self._pool.warm()  # beside the rest of what it takes to begin
         return RegistrySource(await self._client(namespace, registry, reference), self._pool)
 
     async def _client(

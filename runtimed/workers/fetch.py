@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from runtimed.errors import FailedPrecondition, OutOfRange, Unavailable, os_errors
 from runtimed.linux.writeback import Writeback
@@ -25,9 +26,17 @@ _JUDGED_AFTER_S = 1.0
 _WORTH_PARTS = 32 << 20  # bytes that are missing
 
 
-def fetch(job: jobs.Fetch, progress: Callable[[int], None]) -> jobs.Done:
+class Listener(Protocol):
+    """Hears the bytes of the blob, from its first on, and when they were not those of the blob."""
+
+    def feed(self, data: bytes | memoryview) -> None: ...
+
+    def restart(self) -> None: ...
+
+
+def fetch(job: jobs.Fetch, progress: Callable[[int], None], listener: Listener | None = None) -> jobs.Done:
     """Do *job*; see :meth:`runtimed.workers.pool.Pool.fetch` for what it promises."""
-    with _Target(job, progress) as target:
+    with _Target(job, progress, listener) as target:
         if target.offset < job.size:
             with Watchdog(MIN_RATE, WINDOW_S) as watchdog:
                 _download(job, target, watchdog)
@@ -99,8 +108,9 @@ def _receive(answer: Answer, target: "_Target", watchdog: Watchdog, may_stop: bo
 class _Target:
     """The file that grows, and the hash of all that is in it."""
 
-    def __init__(self, job: jobs.Fetch, progress: Callable[[int], None]) -> None:
+    def __init__(self, job: jobs.Fetch, progress: Callable[[int], None], listener: Listener | None) -> None:
         self.job = job
+        self._listener = listener
         self.offset = 0
         self._algorithm = digests.split(job.digest)[0]
         self._hash = hashlib.new(self._algorithm)
@@ -110,7 +120,8 @@ class _Target:
             raise OutOfRange(f"offset {job.offset} in a blob of {job.size} bytes")
         with os_errors(f"ingest of {job.digest}"):
             self._fd = os.open(job.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        self._writeback = Writeback(self._fd, job.offset)
+        # What is received on the way is not read again soon.
+        self._writeback = Writeback(self._fd, job.offset, keep=listener is None)
 
     def __enter__(self) -> "_Target":
         try:
@@ -129,7 +140,9 @@ class _Target:
             os.ftruncate(self._fd, 0)
         self.offset = 0
         self._hash = hashlib.new(self._algorithm)
-        self._writeback = Writeback(self._fd)
+        self._writeback = Writeback(self._fd, keep=self._listener is None)
+        if self._listener is not None:
+            self._listener.restart()
 
     def write(self, data: memoryview) -> None:
         """Append *data*.
@@ -141,6 +154,8 @@ class _Target:
         if self.offset + len(data) > self.job.size:
             raise FailedPrecondition(f"the registry sends more than the {self.job.size} bytes of {self.job.digest}")
         self._hash.update(data)
+        if self._listener is not None:
+            self._listener.feed(data)
         with os_errors(f"ingest of {self.job.digest}"):
             while data:
                 written = os.pwrite(self._fd, data, self.offset)
@@ -170,4 +185,6 @@ class _Target:
                 if not data:
                     raise OutOfRange(f"the ingest of {self.job.digest} shrinks while it is read")
                 self._hash.update(data)
+                if self._listener is not None:
+                    self._listener.feed(data)
                 self.offset += len(data)

@@ -43,6 +43,8 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
 
     The file is cut to *offset* first. *headers* and what *tls* says of us go to the host of *url* only. Up to
     *connections* are used at a time where one brings little.
+
+    With a *directory* it is a layer of *media_type*, of which :class:`Receive` is done on the way, if that can be.
     """
 
     url: str
@@ -53,6 +55,8 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
     digest: str
     tls: Tls = Tls()
     connections: int = 1
+    directory: Path | None = None
+    media_type: str = ""
 
 
 class Check(msgspec.Struct, frozen=True, tag="check"):
@@ -86,12 +90,13 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     """A job succeeded: the digest of a file or the diff ID of an applied layer, and its size in bytes.
 
     Of a layer file that is checked, the diff ID and the size of what it was made of. *diff_id* is that of a layer that
-    was written to a file.
+    was written to a file, or received while it was fetched (*tar_size* bytes; "": it was not).
     """
 
     digest: str = ""
     size: int = 0
     diff_id: str = ""
+    tar_size: int = 0
     must_extract: str = ""  # why no file can express the layer: it has been extracted, or after Finish has yet to be
 
 

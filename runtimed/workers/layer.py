@@ -1,12 +1,8 @@
-"""The program of a worker process: take a job from the socket, do it, answer; until the socket closes.
-
-Its arguments are the directory of the code, the socket's fd and the daemon's pid; see :mod:`runtimed.workers.worker`.
-"""
+"""What a worker process does: take a job from the socket, do it, answer; until the socket closes."""
 
 import gc
 import os
 import socket
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,23 +15,12 @@ from runtimed.errors import FailedPrecondition, Internal, ResourceExhausted, Run
 from runtimed.linux.syncfs import syncfs
 from runtimed.mounts import mounted
 from runtimed.workers import confinement, jobs
+from runtimed.workers.arriving import Arriving
 from runtimed.workers.differ import diff
 from runtimed.workers.fetch import fetch
 from runtimed.workers.layer_file import LayerFile, check
 
 _MAX_MESSAGE = 4096  # characters; some of it comes from layers and registries
-
-
-def main() -> None:
-    """Serve the daemon until it closes the socket."""
-    _, _, control_fd, parent = sys.argv[:4]
-    confinement.end_with_parent(int(parent))
-    confinement.drop_privileges()
-    os.umask(0o022)
-    gc.disable()  # a job makes no cycles to speak of, but hundreds of thousands of objects
-    with socket.socket(fileno=int(control_fd)) as control:
-        control.set_inheritable(False)
-        serve(control)
 
 
 def serve(control: socket.socket) -> None:
@@ -84,7 +69,7 @@ class _Jobs:
         """Do *job*. Raises RuntimedError, OSError, MemoryError."""
         match job:
             case jobs.Fetch():
-                return fetch(job, progress)
+                return self._fetch(job, progress)
             case jobs.Apply():
                 return _apply(job)
             case jobs.Receive():
@@ -97,10 +82,24 @@ class _Jobs:
             case jobs.Diff():
                 return diff(job)
 
+    def _fetch(self, job: jobs.Fetch, progress: Callable[[int], None]) -> jobs.Done:
+        self._let_go()
+        if job.directory is None:
+            return fetch(job, progress)
+        with Arriving(job.directory, job.media_type) as arriving:
+            done = fetch(job, progress, arriving)
+            received = arriving.finish()
+        if received is None:
+            return done
+        file, applied = received
+        self._file = self._received.enter_context(file)
+        return jobs.Done(digest=done.digest, size=done.size, diff_id=applied.diff_id, tar_size=applied.size)
+
     def _receive(self, job: jobs.Receive) -> jobs.Done:
         self._let_go()
         self._file = self._received.enter_context(LayerFile(job.directory))
-        applied = self._file.receive(job.blob, job.media_type)
+        with compression.opened(job.blob, job.media_type) as layer:
+            applied = self._file.receive(layer)
         return jobs.Done(digest=applied.diff_id, size=applied.size)
 
     def _finish(self, job: jobs.Finish) -> jobs.Done:
@@ -124,7 +123,8 @@ def _apply(job: jobs.Apply) -> jobs.Done:
     if job.target is not None:
         try:
             with LayerFile(job.target.parent) as file:
-                applied = file.receive(job.blob, job.media_type)
+                with compression.opened(job.blob, job.media_type) as layer:
+                    applied = file.receive(layer)
                 file.finish(job.mounts, job.mountpoint, job.target)
             return jobs.Done(digest=applied.diff_id, size=applied.size)
         except (MustExtract, MemoryError) as exc:

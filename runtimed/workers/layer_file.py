@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from runtimed.diff import compression, erofs, erofs_reader
+from runtimed.diff import erofs, erofs_reader
 from runtimed.diff.apply import Applied
 from runtimed.diff.compression import Readable
 from runtimed.diff.erofs_lower import LowerTree
@@ -39,11 +39,10 @@ class LayerFile:
         """Let go of the file; without a name it is gone."""
         os.close(self._fd)
 
-    def receive(self, blob: Path, media_type: str) -> Applied:
-        """Write the uncompressed layer *blob* and return its diff ID and size. Raises InvalidArgument, OSError."""
-        with compression.opened(blob, media_type) as layer:
-            source = _Hashed(layer)
-            self._received = erofs.receive(source, self._fd)
+    def receive(self, layer: Readable) -> Applied:
+        """Write the uncompressed *layer*; return its diff ID and size. Raises InvalidArgument, OSError."""
+        source = _Hashed(layer)
+        self._received = erofs.receive(source, self._fd)
         return Applied(f"sha256:{source.hash.hexdigest()}", self._received.tar_size)
 
     def finish(self, mounts: Sequence[Mount], mountpoint: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The worker processes: started when there is work, replaced when they die, ended when idle.
+"""The worker processes: forked when there is work, replaced when they die, ended when idle.
 
 Layer bytes are handled there and never in the daemon, so that neither a bad layer nor much work stops it from
 answering.
@@ -10,16 +10,21 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
 
 from runtimed.diff.apply import Applied
 from runtimed.diff.compression import Compression
-from runtimed.errors import InvalidArgument, Unavailable, from_code
+from runtimed.errors import InvalidArgument, RuntimedError, Unavailable, from_code
 from runtimed.mounts import Mount
 from runtimed.workers import jobs
 from runtimed.workers.jobs import Fetch
+from runtimed.workers.nursery import Nursery
 from runtimed.workers.worker import Worker
 
-__all__ = ["Fetch", "Pool", "Received"]
+__all__ = ["Expected", "Fetch", "Pool", "Received"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +46,9 @@ class Pool:
         self._mountpoint = mountpoint
         self._temporary: Path | None = None
         self._idle_s = idle_s
+        self._nursery = Nursery(idle_s)
+        self._warming: asyncio.Task[None] | None = None
+        self._expected: dict[str, Expected] = {}  # by digest
         self._idle: dict[Worker, asyncio.TimerHandle] = {}  # the longest idle first
         self._busy: set[Worker] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -64,12 +72,24 @@ class Pool:
             self._mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._is_open = True
 
+    def warm(self) -> None:
+        """Begin to start what worker processes come from, for there will be jobs; returns at once."""
+        if self._is_open and (self._warming is None or self._warming.done()):
+            self._warming = asyncio.create_task(self._warm())
+
+    async def _warm(self) -> None:
+        with suppress(RuntimedError):  # the job tells
+            await self._nursery.start()
+
     async def close(self) -> None:
         """End all worker processes. Jobs that still run, and new ones, fail with Unavailable."""
         self._is_open = False
         for worker in list(self._idle):
             self._end(worker)
         await asyncio.gather(*self._ending, *(worker.kill() for worker in self._busy))
+        if self._warming is not None:
+            await asyncio.wait([self._warming])
+        await self._nursery.close()
         if self._temporary is not None:
             with suppress(OSError):
                 self._temporary.rmdir()
@@ -105,24 +125,24 @@ class Pool:
         """
         async with self._applying:
             worker = await self._take()
-            received = Received(self, worker)
             try:
                 job = jobs.Receive(blob=blob, media_type=media_type, directory=directory)
                 done = self._judged(worker, await worker.run(job, _ignore))
             except BaseException:
                 await self._drop(worker)
                 raise
-        received.applied = Applied(diff_id=done.digest, size=done.size)
-        try:
+        async with Received(self, worker, Applied(done.digest, done.size)) as received:
             yield received
-        except BaseException:
-            await self._drop(worker)
-            raise
-        if received.is_finished:
-            self._busy.discard(worker)
-            self._keep(worker)
-        else:
-            await self._drop(worker)
+
+    def expect(self, digest: str, media_type: str, directory: Path, closed: Callable[[], None]) -> "Expected | None":
+        """Have whatever fetches the layer *digest* receive it on the way, as :meth:`received` does afterwards.
+
+        *closed* is called when what is returned is closed. None: somebody expects it already.
+        """
+        if digest in self._expected:
+            return None
+        expected = self._expected[digest] = Expected(self, digest, media_type, directory, closed)
+        return expected
 
     async def check(self, file: Path) -> Applied:
         """Check the layer file *file* and return the diff ID and size of the layer that it was made of.
@@ -177,9 +197,18 @@ class Pool:
             FailedPrecondition: other bytes than the digest and size say, or another refusal.
             ResourceExhausted: no space left.
         """
-        return (await self._run(self._fetching, fetch, progress)).digest
+        expected = self._expected.get(fetch.digest)
+        if expected is not None:
+            fetch = msgspec.structs.replace(fetch, directory=expected.directory, media_type=expected.media_type)
+        return (await self._run(self._fetching, fetch, progress, expected)).digest
 
-    async def _run(self, slots: asyncio.Semaphore, job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done:
+    async def _run(
+        self,
+        slots: asyncio.Semaphore,
+        job: jobs.Job,
+        progress: Callable[[int], None],
+        expected: "Expected | None" = None,
+    ) -> jobs.Done:
         async with slots:
             worker = await self._take()
             try:
@@ -187,8 +216,13 @@ class Pool:
             except BaseException:
                 await self._drop(worker)
                 raise
-            self._busy.discard(worker)
-            self._keep(worker)
+            if expected and isinstance(answer, jobs.Done) and answer.diff_id:
+                received = Received(self, worker, Applied(answer.diff_id, answer.tar_size))
+                if not expected.give(received):
+                    await received.release()
+            else:
+                self._busy.discard(worker)
+                self._keep(worker)
         return self._judged(worker, answer)
 
     def _judged(self, worker: Worker, answer: jobs.Done | jobs.Failed) -> jobs.Done:
@@ -224,7 +258,7 @@ class Pool:
             log.warning("idle worker process died", extra={"pid": worker.pid})
             self._busy.discard(worker)
             self._end(worker)
-        worker = await Worker.start()
+        worker = await Worker.start(self._nursery)
         self._busy.add(worker)
         if not self._is_open:  # closed while it started
             self._busy.discard(worker)
@@ -247,13 +281,29 @@ class Pool:
 
 
 class Received:
-    """A layer whose bytes are in a file; see :meth:`Pool.received`."""
+    """A layer whose bytes are in a file, and the worker process that holds it; see :meth:`Pool.received`."""
 
-    def __init__(self, pool: Pool, worker: Worker) -> None:
+    def __init__(self, pool: Pool, worker: Worker, applied: Applied) -> None:
         self._pool = pool
         self._worker = worker
-        self.applied = Applied("", 0)
-        self.is_finished = False
+        self.applied = applied
+        self._is_finished = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.release()
+
+    async def release(self) -> None:
+        """Let go of the worker process, and of a file that has no name yet. Once."""
+        if self._is_finished:
+            self._pool._busy.discard(self._worker)
+            self._pool._keep(self._worker)
+        else:
+            await self._pool._drop(self._worker)
 
     async def finish(self, mounts: Sequence[Mount], target: Path) -> bool:
         """Make it the layer file *target* of the active snapshot of *mounts*; say whether a file can express the layer.
@@ -263,8 +313,42 @@ class Received:
         async with self._pool._applying:
             job = jobs.Finish(mounts=tuple(mounts), mountpoint=self._pool._mounts_on(), target=target)
             answer = await self._worker.run(job, _ignore)
-        self.is_finished = True
+        self._is_finished = True
         return not self._pool._judged(self._worker, answer).must_extract
+
+
+class Expected:
+    """A layer that is received while it is fetched; see :meth:`Pool.expect`."""
+
+    def __init__(self, pool: Pool, digest: str, media_type: str, directory: Path, closed: Callable[[], None]) -> None:
+        self.media_type = media_type
+        self.directory = directory
+        self._pool = pool
+        self._digest = digest
+        self._closed = closed
+        self._is_open = True
+        self._received: Received | None = None
+
+    def give(self, received: Received) -> bool:
+        """Take what a fetch has received; say whether it is wanted."""
+        if not self._is_open or self._received is not None:
+            return False
+        self._received = received
+        return True
+
+    def take(self) -> Received | None:
+        """Return what was received, which is the caller's from then on; None: nothing was."""
+        received, self._received = self._received, None
+        return received
+
+    async def close(self) -> None:
+        """Expect it no more, and let go of what nobody took."""
+        if self._is_open:
+            self._is_open = False
+            del self._pool._expected[self._digest]
+            self._closed()
+            if received := self.take():
+                await received.release()
 
 
 def _ignore(_: int) -> None:

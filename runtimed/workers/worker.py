@@ -2,53 +2,35 @@
 
 import asyncio
 import logging
-import os
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Self
 
 from runtimed.errors import Unavailable
-from runtimed.workers import jobs, proxies
+from runtimed.workers import jobs
+from runtimed.workers.nursery import Nursery, Process
 
 log = logging.getLogger(__name__)
 
 _END_LIMIT_S = 30.0
 
-# Not "-m": the worker must be the daemon's own code wherever that was loaded from, while -I keeps the environment
-# and the working directory out of its module path.
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from runtimed.workers import layer; layer.main()"
-_CODE = Path(__file__).parents[2]
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", *proxies.VARIABLES)
-
 
 class Worker:
     """A process that does one job at a time. It ends when this end of its socket closes, or when the daemon dies."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def start(cls) -> Self:
-        """Start a worker process."""
+    async def start(cls, nursery: Nursery) -> Self:
+        """Start a worker process. Raises as :meth:`Nursery.fork`."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-c", _PROGRAM, _CODE, str(theirs.fileno()), str(os.getpid())),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                    cwd="/",
-                    start_new_session=True,  # ^C in the daemon's terminal is the daemon's to handle
-                )
+                process = await nursery.fork(theirs)
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
             ours.close()  # also what ends a process that has started
@@ -61,7 +43,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        return self._process.returncode is None and not self._reader.at_eof()
+        return self._process.is_alive and not self._reader.at_eof()
 
     async def run(self, job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done | jobs.Failed:
         """Do *job*. If this is cancelled or raises, the process is in the middle of it: :meth:`kill` it.
@@ -96,8 +78,7 @@ class Worker:
 
     async def _end(self) -> None:
         self._writer.close()
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         try:
             async with asyncio.timeout(_END_LIMIT_S):
                 await self._process.wait()
@@ -105,9 +86,10 @@ class Worker:
             log.error("worker process does not end", extra={"pid": self.pid})
 
     async def _how_it_ended(self) -> str:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(1):  # its socket closes a moment before it can be reaped
-                status = await self._process.wait()
-        except TimeoutError:
-            return "closed its socket"
+                await self._process.wait()
+        status = self._process.status
+        if status is None:
+            return "closed its socket" if self._process.is_alive else "was killed"
         return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"

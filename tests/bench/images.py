@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests import processes
 from tests.bench.image_cache import ImageCache, Sizes, image_cache
 from tests.bench.samples import GO, OURS, Row, Sample, alternate
 from tests.bench.sides import Ours, Theirs, run, side
@@ -132,12 +133,11 @@ def _round(reference: str, kind: Side) -> tuple[Sample, Sample | None, float]:
 
 
 def _peak_of_children(pid: int) -> float:
-    """Return the most memory that a child of process *pid* has had, in MB: of ours, that is a worker."""
+    """Return the most memory that a descendant of process *pid* has had, in MB: of ours, that is a worker."""
     peaks = [0]
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            status = Path(f"/proc/{child}/status").read_text()
-            peaks += [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
+    for child in processes.descendants(pid):
+        status = Path(f"/proc/{child}/status").read_text()
+        peaks += [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
     return max(peaks) / 1e3
 
 

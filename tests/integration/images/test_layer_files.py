@@ -132,7 +132,7 @@ async def test_a_pull_that_ends_while_layers_wait_leaves_no_worker_with_one(stor
 def unnamed_files(below: Path) -> list[str]:
     """Return the files without a name that processes of this test hold below *below*."""
     held = []
-    for pid in processes.children("self"):
+    for pid in processes.descendants():
         with suppress(OSError):  # it ends
             for fd in Path(f"/proc/{pid}/fd").iterdir():
                 with suppress(FileNotFoundError):

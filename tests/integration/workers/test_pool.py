@@ -30,13 +30,18 @@ async def pool(tmp_path):
     await pool.start()
     yield pool
     await pool.close()
-    assert not children()
+    assert not parents()
     assert not mounts_below(tmp_path)
 
 
-def children(parent: int | str = "self") -> list[int]:
-    """Return the worker processes among the children of a process, zombies too (which have no command line)."""
-    found = processes.children(parent)
+def children(of: int | str = "self") -> list[int]:
+    """Return the worker processes of a process, zombies too (which have no command line)."""
+    return [pid for parent in parents(of) for pid in processes.children(parent)]
+
+
+def parents(of: int | str = "self") -> list[int]:
+    """Return what worker processes are forked from, and children that are zombies."""
+    found = processes.children(of)
     return [pid for pid in found if b"runtimed.workers" in (command := command_line(pid)) or not command]
 
 
@@ -178,7 +183,7 @@ async def test_closing_ends_running_jobs(tmp_path, snapshot, endless):
     await pool.close()
     with pytest.raises(Unavailable):
         await job
-    assert not children()
+    assert not parents()
     with pytest.raises(Unavailable):
         await pool.apply(endless, OCI, bind(snapshot))
 
@@ -188,7 +193,7 @@ async def test_idle_processes_end(tmp_path, snapshot, blob):
     await pool.start()
     try:
         await pool.apply(blob, f"{OCI}+gzip", bind(snapshot))
-        await until(lambda: not children())
+        await until(lambda: not parents())
         await pool.apply(blob, f"{OCI}+gzip", bind(snapshot))
     finally:
         await pool.close()
@@ -348,3 +353,43 @@ async def test_errors_of_a_fetch_come_back_as_what_they_are(pool, tmp_path):
     path.touch()
     with pytest.raises(InvalidArgument, match="URL"):
         await pool.fetch(Fetch("ftp://x/", {}, path, 0, 5, digest.of(b"12345")), lambda _: None)
+
+
+# -- what workers are forked from
+
+
+async def test_workers_end_with_what_they_are_forked_from_and_it_is_replaced(pool, snapshot, endless, blob):
+    job = asyncio.create_task(pool.apply(endless, OCI, bind(snapshot)))
+    await until((snapshot / "f").exists)
+    [parent], [worker] = parents(), children()
+    os.kill(parent, signal.SIGKILL)
+    with pytest.raises(Unavailable, match=f"worker process {worker} .*; try again"):
+        await job
+    assert not processes.is_alive(worker)
+    await pool.apply(blob, f"{OCI}+gzip", bind(snapshot))
+    assert len(parents()) == len(children()) == 1
+
+
+async def test_it_is_started_before_there_is_work_and_ends_when_there_is_none(tmp_path):
+    pool = Pool(1, idle_s=0.2, mountpoint=tmp_path / "mountpoint")
+    await pool.start()
+    try:
+        pool.warm()
+        pool.warm()
+        await until(lambda: len(parents()) == 1)
+        await until(lambda: not parents())
+    finally:
+        await pool.close()
+
+
+async def test_whoever_gives_up_while_a_worker_is_forked_leaves_none(pool, snapshot, blob):
+    await pool.apply(blob, f"{OCI}+gzip", bind(snapshot))
+    [idle] = children()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fork = asyncio.create_task(pool._nursery.fork(theirs))
+        await asyncio.sleep(0)  # asked, and no answer heard yet
+        fork.cancel()
+        await asyncio.wait([fork])
+        await until(lambda: not pool._nursery._asked)
+        await until(lambda: children() == [idle])

@@ -34,6 +34,9 @@ _CHECKSUM = slice(148, 156)
 # What a global header may set for all that follow; it is no place for what makes entries differ.
 _GLOBAL_KEYS = frozenset((b"mtime", b"uid", b"gid"))
 _REFUSED_GLOBAL_KEYS = frozenset((b"path", b"linkpath", b"size"))
+# Of these alone an entry has neither attributes nor holes.
+_ORDINARY_KEYS = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"uname", b"gname"))
+_ORDINARY_KEYS |= {b"mtime", b"atime", b"ctime"}
 
 
 class Kind(StrEnum):
@@ -138,7 +141,10 @@ class TarReader:
                 if count:
                     raise InvalidArgument("tar: the archive ends after a metadata header")
                 return None
-            match header[156:157]:
+            flag = header[156:157]
+            if flag in _KINDS:
+                return self._make_entry(header, records, sparse_numbers, name, link)
+            match flag:
                 case b"x" | b"X":
                     for key, value in pax.parse(self._meta(header)):
                         records[key] = value
@@ -153,7 +159,8 @@ class TarReader:
                 case b"V":  # a volume's label
                     self._meta(header)
                 case _:
-                    return self._make_entry(header, records, sparse_numbers, name, link)
+                    unknown = _text(header[:100])
+                    raise InvalidArgument(f"tar: entry {unknown!r} is of an unknown type {flag!r}")
         raise InvalidArgument(f"tar: {_MAX_META_IN_A_ROW} metadata headers in a row")
 
     def _make_entry(
@@ -162,8 +169,11 @@ class TarReader:
         entry, prefix = _parse(header)
         if self._global:
             records = self._global | records
+        is_ordinary = _ORDINARY_KEYS.issuperset(records)
         if records:
             _merge(entry, records)
+            if not is_ordinary and (attributes := pax.xattrs(records)):
+                entry.xattrs = attributes
         entry.name = name or records.get(b"path") or prefix + entry.name
         entry.link = link or records.get(b"linkpath") or entry.link
         if header[156:157] == b"\0" and entry.name.endswith(b"/"):  # how V7 wrote directories
@@ -175,7 +185,7 @@ class TarReader:
         self._padding = -entry.size % BLOCK
         if header[156:157] == b"S":
             self._read_sparse_header(entry, header)
-        elif any(key.startswith(b"GNU.sparse.") for key in records) and entry.kind is Kind.FILE:
+        elif not is_ordinary and any(key.startswith(b"GNU.sparse.") for key in records) and entry.kind is Kind.FILE:
             self._read_sparse_records(entry, records, sparse_numbers)
         return entry
 
@@ -228,6 +238,12 @@ class TarReader:
         size = _number(header[124:136])
         if not 0 <= size <= _MAX_META_SIZE:
             raise InvalidArgument(f"tar: a metadata header of {size} bytes; more than {_MAX_META_SIZE} are refused")
+        end = self._pos + size
+        if end <= len(self._chunk):
+            data = self._chunk[self._pos : end]
+            self._pos = end
+            self._skip(-size % BLOCK)
+            return data
         parts = []
         wanted = size
         while wanted:
@@ -300,9 +316,7 @@ def _truncated() -> InvalidArgument:
 def _parse(header: bytes) -> tuple[Entry, bytes]:
     """Return the entry that *header* alone describes, and what goes before its name."""
     name, mode, uid, gid, size, mtime, _, flag, link, magic, major, minor, prefix = _FIELDS.unpack(header)
-    kind = _KINDS.get(flag)
-    if kind is None:
-        raise InvalidArgument(f"tar: entry {_text(name)!r} is of an unknown type {flag!r}")
+    kind = _KINDS[flag]
     entry = Entry(
         name=_text(name),
         kind=kind,
@@ -333,8 +347,6 @@ def _merge(entry: Entry, records: dict[bytes, bytes]) -> None:
         entry.gid = pax.number(value, "gid")
     if value := records.get(b"mtime"):
         entry.mtime = pax.time(value)
-    if attributes := pax.xattrs(records):
-        entry.xattrs = attributes
 
 
 def _check(entry: Entry) -> None:
@@ -356,8 +368,9 @@ def _verify_checksum(header: bytes) -> None:
 
     adler32's low half is one more than the sum of the bytes, modulo 65521, and comes at C speed.
     """
-    declared = _number(header[_CHECKSUM])
-    blank = 8 * 0x20 - sum(header[_CHECKSUM])
+    field_ = header[_CHECKSUM]
+    declared = _number(field_)
+    blank = 8 * 0x20 - (zlib.adler32(field_) & 0xFFFF) + 1
     if ((zlib.adler32(header) & 0xFFFF) - 1 + blank - declared) % 65521 == 0:
         return
     # Some ancient writers added up signed characters.

@@ -4,12 +4,13 @@ import gc
 import os
 import socket
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from runtimed.diff import compression
 from runtimed.diff.apply import Applied, apply
+from runtimed.diff.compression import Readable
 from runtimed.diff.erofs import MustExtract
 from runtimed.errors import FailedPrecondition, Internal, ResourceExhausted, RuntimedError, Unavailable, os_errors
 from runtimed.linux.syncfs import syncfs
@@ -19,6 +20,7 @@ from runtimed.workers.arriving import Arriving
 from runtimed.workers.differ import diff
 from runtimed.workers.fetch import fetch
 from runtimed.workers.layer_file import LayerFile, check
+from runtimed.workers.pipe import read_ahead
 
 _MAX_MESSAGE = 4096  # characters; some of it comes from layers and registries
 
@@ -98,7 +100,7 @@ class _Jobs:
     def _receive(self, job: jobs.Receive) -> jobs.Done:
         self._let_go()
         self._file = self._received.enter_context(LayerFile(job.directory))
-        with compression.opened(job.blob, job.media_type) as layer:
+        with _opened(job) as layer:
             applied = self._file.receive(layer)
         return jobs.Done(digest=applied.diff_id, size=applied.size)
 
@@ -118,12 +120,19 @@ class _Jobs:
         self._received.close()
 
 
+@contextmanager
+def _opened(job: jobs.Apply | jobs.Receive) -> Iterator[Readable]:
+    """Hold what the layer's uncompressed bytes are read from, by a thread of its own: only one may enter namespaces."""
+    with compression.opened(job.blob, job.media_type) as layer, read_ahead(layer) as ahead:
+        yield ahead
+
+
 def _apply(job: jobs.Apply) -> jobs.Done:
     reason = ""
     if job.target is not None:
         try:
             with LayerFile(job.target.parent) as file:
-                with compression.opened(job.blob, job.media_type) as layer:
+                with _opened(job) as layer:
                     applied = file.receive(layer)
                 file.finish(job.mounts, job.mountpoint, job.target)
             return jobs.Done(digest=applied.diff_id, size=applied.size)
@@ -135,9 +144,9 @@ def _apply(job: jobs.Apply) -> jobs.Done:
 
 def _extract(job: jobs.Apply) -> Applied:
     with (
-        compression.opened(job.blob, job.media_type) as layer,
         confinement.private_mounts(),
         mounted(job.mounts, job.mountpoint) as root,
+        _opened(job) as layer,
     ):
         applied = apply(layer, root)
         # Once for the whole layer: after it, what is committed outlives a power cut.

@@ -26,6 +26,8 @@ CASES = ("A", "B", "C", "D", "directories", "import", "cold")
 
 _DISK = 12 << 30  # bytes, sparse
 _REMOVED_WITHIN_S = 60.0
+_SETTLED_WITHIN_S = 5.0
+_AT_REST = 0.005  # CPU seconds in 0.2
 _AIMS = {"A": "0.15 wall, 0.20 CPU", "B": "0.15 wall, 0.20 CPU", "C": "0.50 wall, 0.35 CPU", "D": "0.60 wall"}
 _DIRECTORIES = '[snapshotters.overlayfs]\nlayers = "directories"'
 
@@ -104,8 +106,16 @@ def _rows(what: str, found: Mapping[str, Sequence[Sample]], aim: str) -> list[Ro
     return [Row.timed(what, who, samples, aim=aim if who == OURS else "") for who, samples in found.items()]
 
 
-def _started(kind: Side, disk: Path) -> Any:
-    return side(kind, disk / "root")
+@contextmanager
+def _started(kind: Side, disk: Path) -> Iterator[Any]:
+    """One side, when it has done what a start leaves for afterwards."""
+    with side(kind, disk / "root") as daemon:
+        deadline = time.monotonic() + _SETTLED_WITHIN_S
+        used = -1.0
+        while (now := daemon.account.seconds()) - used > _AT_REST and time.monotonic() < deadline:
+            used = now
+            time.sleep(0.2)
+        yield daemon
 
 
 def _forgotten(daemon: Any, command: Sequence[str]) -> Sample:

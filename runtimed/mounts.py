@@ -209,7 +209,8 @@ def unmount(mountpoint: Path) -> str:
             time.sleep(_BUSY_WAIT_S)
         else:
             return ""
-    device = next((found.device for found in reversed(_mountinfo()) if found.mountpoint == mountpoint), b"")
+    where = os.fsencode(mountpoint)
+    device = next((found.device for found in reversed(_mountinfo()) if found.mountpoint == where), b"")
     umount2(os.fspath(mountpoint), UMOUNT_NOFOLLOW | MNT_DETACH)
     return device.decode()
 
@@ -242,8 +243,8 @@ def _unmount_stack(mountpoint: Path) -> list[str]:
 
 def mounts_below(path: Path) -> list[Path]:
     """Return the mount points at and below *path*, oldest first, as this process sees them."""
-    where = _resolved(path)
-    return [found.mountpoint for found in _mountinfo() if found.mountpoint.is_relative_to(where)]
+    where = os.fsencode(_resolved(path))
+    return [_path(found.mountpoint) for found in _mountinfo() if _is_in(found.mountpoint, where)]
 
 
 def mounts_of(path: Path) -> list[Path]:
@@ -251,17 +252,16 @@ def mounts_of(path: Path) -> list[Path]:
 
     Only as this process sees them: mounts in other namespaces are not among them.
     """
-    where, mounts = _resolved(path), _mountinfo()
-    holder = [found for found in mounts if where.is_relative_to(found.mountpoint) and found.mountpoint != where]
+    where, mounts = os.fsencode(_resolved(path)), _mountinfo()
+    holder = [found for found in mounts if _is_in(where, found.mountpoint) and found.mountpoint != where]
     if not holder:
         return []
-    under = max(reversed(holder), key=lambda found: len(found.mountpoint.parts))  # of two on one place the later
-    within = under.root / where.relative_to(under.mountpoint)
+    under = max(reversed(holder), key=lambda found: len(found.mountpoint))  # of two on one place the later
+    within = under.root.rstrip(b"/") + b"/" + where.removeprefix(under.mountpoint).lstrip(b"/")
     return [
-        found.mountpoint
+        _path(found.mountpoint)
         for found in mounts
-        if (found.device == under.device and found.root.is_relative_to(within))
-        or (found.upperdir is not None and found.upperdir.is_relative_to(where))
+        if (found.device == under.device and _is_in(found.root, within)) or _is_in(found.upperdir, where)
     ]
 
 
@@ -278,34 +278,41 @@ def lowerdirs() -> set[Path]:
             key, _, value = option.partition(b"=")
             if key in {b"lowerdir", b"lowerdir+"}:
                 with suppress(OSError):  # of somebody else, with layers that have data only
-                    found |= {Path(lower) for lower in split_lowerdir(str(_unescaped(value)))}
+                    found |= {Path(lower) for lower in split_lowerdir(os.fsdecode(_unescaped(value)))}
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Mounted:
-    """A line of proc_pid_mountinfo(5)."""
+    """A line of proc_pid_mountinfo(5). Paths as bytes: a node has a thousand mounts, and few of them are meant."""
 
     device: bytes
-    root: Path  # what of the file system is mounted
-    mountpoint: Path
-    upperdir: Path | None
+    root: bytes  # what of the file system is mounted
+    mountpoint: bytes
+    upperdir: bytes  # b"": none
 
 
 def _mountinfo() -> list[_Mounted]:
     mounts = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields = line.split(b" ")
-        upper = [option[9:] for option in fields[-1].split(b",") if option.startswith(b"upperdir=")]
-        mounts.append(
-            _Mounted(fields[2], _unescaped(fields[3]), _unescaped(fields[4]), _unescaped(upper[0]) if upper else None)
-        )
+        upper = fields[-1].partition(b",upperdir=")[2].partition(b",")[0]
+        mounts.append(_Mounted(fields[2], _unescaped(fields[3]), _unescaped(fields[4]), _unescaped(upper)))
     return mounts
 
 
-def _unescaped(field: bytes) -> Path:
+def _unescaped(field: bytes) -> bytes:
     first, *rest = field.split(b"\\")  # "\040" is a blank; also tab, newline and the backslash itself
-    return Path(os.fsdecode(first + b"".join(bytes([int(piece[:3], 8)]) + piece[3:] for piece in rest)))
+    return first + b"".join(bytes([int(piece[:3], 8)]) + piece[3:] for piece in rest)
+
+
+def _path(name: bytes) -> Path:
+    return Path(os.fsdecode(name))
+
+
+def _is_in(path: bytes, top: bytes) -> bool:
+    """Say whether *path* is *top* or below it."""
+    return path == top or path.startswith(top.rstrip(b"/") + b"/")
 
 
 def _resolved(path: Path) -> Path:

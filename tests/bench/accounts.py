@@ -72,6 +72,10 @@ class Account:
             with suppress(OSError):
                 top.rmdir()
 
+    def pids(self) -> list[int]:
+        """Return its programs: daemon, shims, and what else they have started; not what is in containers."""
+        return sorted(map(int, self._processes()))
+
     def _processes(self) -> set[str]:
         return set((self._side / "cgroup.procs").read_text().split())
 

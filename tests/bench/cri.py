@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -19,15 +19,18 @@ from runtimed.api import cri_pb2 as pb
 from runtimed.api.cri_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from runtimed.embedded import images as embedded
 from tests.bench.commands import pulled
-from tests.bench.samples import GO, OURS, Row, alternate
+from tests.bench.fleet import at_rest, memory
+from tests.bench.samples import GO, OURS, Row, alternate, progress
 from tests.bench.sides import Ours, Theirs, run, side
 
 _AT_ONCE = 4
 _MANY = 500
+_PODS = 50  # whose memory is measured, with two containers each
 _TIMEOUT_S = 120.0
 _PAUSE = "runtimed.io/pause:latest"
 _NAMES = ("RunPodSandbox", "CreateContainer", "StartContainer", "StopContainer", "RemoveContainer", "StopPodSandbox",
           "RemovePodSandbox", "pod and container, start to end")  # fmt: skip
+_MEMORY = f"PSS of the shims of {_PODS} pods of 2 containers"
 
 _CONTAINERD = """\
 version = 2
@@ -137,20 +140,31 @@ class _Our(Ours):
 
 
 def suite(args: argparse.Namespace) -> list[Row]:
-    """Return the rows of a pod's life."""
+    """Return the rows of pods' lives, of lists, and of memory; ``--only`` names one of these three."""
+    parts: dict[str, Callable[[dict[str, _Client], int], list[Row]]]
+    parts = {"lives": _lives, "lists": _lists, "memory": _memory}
     rows: list[Row] = []
-    with _clients() as clients:
-        for client in clients.values():  # once for what is only slow the first time
-            client.life()
-        ways = {who: client.life for who, client in clients.items()}
-        lives = alternate("pod", args.runs, ways)
-        for number, name in enumerate(_NAMES):
-            for who, found in lives.items():
-                rows.append(_row(name, who, [times[number] for times in found], "0.80"))
-        fours = alternate("pods at once", max(args.runs // 3, 1), {who: c.lives for who, c in clients.items()})
-        for who, walls in fours.items():
-            rows.append(_row(f"{_AT_ONCE} pods with a container at once", who, walls, "0.80"))
-        rows += _lists(clients, args.runs)
+    for name, part in parts.items():
+        if args.only in name:
+            with _clients() as clients:
+                rows += part(clients, args.runs)
+    return rows
+
+
+def _lives(clients: dict[str, _Client], runs: int) -> list[Row]:
+    for client in clients.values():  # once for what is only slow the first time
+        client.life()
+    lives = alternate("pod", runs, {who: client.life for who, client in clients.items()})
+    rows = [
+        _row(name, who, [times[number] for times in found], "0.80")
+        for number, name in enumerate(_NAMES)
+        for who, found in lives.items()
+    ]
+    for who, found in lives.items():  # what a container has left goes in the one call or in the other
+        both = [times[_NAMES.index("StopContainer")] + times[_NAMES.index("RemoveContainer")] for times in found]
+        rows.append(_row("StopContainer and RemoveContainer", who, both, "0.80"))
+    fours = alternate("pods at once", max(runs // 3, 1), {who: c.lives for who, c in clients.items()})
+    rows += [_row(f"{_AT_ONCE} pods with a container at once", who, walls, "0.80") for who, walls in fours.items()]
     return rows
 
 
@@ -169,6 +183,28 @@ def _lists(clients: dict[str, _Client], runs: int) -> list[Row]:
         for who, walls in alternate(name, runs, ways).items():
             rows.append(_row(f"{name} with {_MANY} containers", who, walls, "10 ms"))
     return rows
+
+
+def _memory(clients: dict[str, _Client], _: int) -> list[Row]:
+    """Measure once what pods at rest take: all their shims, and these with the daemon and what it has started."""
+    rows = []
+    for who, client in clients.items():
+        progress(f"memory: {_PODS} pods, {who}")
+
+        def pod(client: _Client = client) -> None:
+            id, sandbox = client.pod()
+            for _ in range(2):
+                started = pb.StartContainerRequest(container_id=client.container(id, sandbox))
+                client.timed("StartContainer", started)
+
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            for done in [threads.submit(pod) for _ in range(_PODS)]:
+                done.result()
+        shims = sum(pss for _, pss in map(memory, at_rest(client.side.state, _PODS)))
+        every = sum(pss for _, pss in map(memory, client.side.account.pids()))
+        for what, found in ((_MEMORY, shims), (f"{_MEMORY}, with the daemon", every)):
+            rows.append(Row(what, who, [found], unit="MB", aim="0.40" if who == OURS else ""))
+    return sorted(rows, key=lambda row: row.what)
 
 
 def _row(name: str, who: str, walls: Sequence[float], aim: str) -> Row:

@@ -49,14 +49,14 @@ def _round(side: Ours | Theirs, image: str, count: int) -> tuple[Sample, float, 
 
     try:
         sample = side.account.run(start_all, settle=False)
-        found = [memory(pid) for pid in _at_rest(side.state, count)]
+        found = [memory(pid) for pid in at_rest(side.state, count)]
     finally:
         for command in (("task", "rm", "-f"), ("container", "rm")):
             subprocess.run(side.ctr(*command, *ids), capture_output=True, timeout=120, check=False)
     return sample, sum(uss for uss, _ in found) / count, sum(pss for _, pss in found) / count
 
 
-def _at_rest(state: Path, count: int) -> list[int]:
+def at_rest(state: Path, count: int) -> list[int]:
     """Return the *count* shims below *state*, once those that start a further process to work have ended it."""
     for _ in range(_REST_WITHIN_S * 10):
         found = list(shims_of(state))

@@ -15,7 +15,16 @@ from typing import Any
 
 import msgspec
 
-from runtimed.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable, from_os_error, os_errors
+from runtimed.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    RuntimedError,
+    Unavailable,
+    from_os_error,
+    os_errors,
+)
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 IF_NAME = "eth0"
@@ -160,7 +169,7 @@ class Plugins:
         for plugin in reversed(network.plugins):
             try:
                 await self._command("DEL", network, plugin, attachment, known)
-            except (Internal, DeadlineExceeded, Unavailable, NotFound) as exc:
+            except RuntimedError as exc:
                 failures.append(exc)
         if failures:
             raise failures[0]

@@ -186,7 +186,7 @@ class Plugins:
         for plugin in network.plugins:
             try:
                 await self._command("GC", network, {**plugin, **known}, None, None)
-            except (Internal, DeadlineExceeded, Unavailable, NotFound) as exc:
+            except RuntimedError as exc:
                 failures.append(exc)
         if failures:
             raise failures[0]

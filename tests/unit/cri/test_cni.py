@@ -120,6 +120,13 @@ async def test_every_plugin_is_asked_to_detach_whatever_another_answers(node, an
     assert node.told() == [("DEL", "second"), ("DEL", "first")]
 
 
+async def test_every_plugin_is_told_what_there_is_whatever_another_answers(node):
+    node.answer("first", "GC", "no JSON")
+    with pytest.raises(InvalidArgument, match="first GC"):
+        await node.plugins.gc(network("1.1.0"), [])
+    assert node.told() == [("GC", "first"), ("GC", "second")]
+
+
 async def test_capabilities_go_to_the_plugins_that_ask_for_them(node, tmp_path):
     config = pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name="name", namespace="space", uid="u"),

@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         self._block: tuple[int, int, bytearray] | None = None  # stream, flags, what has come of its headers
         self._newest = 0
         self._is_paused = False
+        self._debt = 0  # bytes written since the peer was found to be slow, or more
         self._waiters: set[asyncio.Future[None]] = set()
 
     # Subclasses
@@ -116,8 +117,13 @@ class Connection(asyncio.Protocol):
         if self.closed.done():
             return
         self._transport.write(frames)
-        if self._is_paused and self._transport.get_write_buffer_size() > _LARGEST_DEBT:
-            self._transport.abort()  # a peer that asks and asks, and never reads
+        if self._is_paused:
+            self._debt += len(frames)
+            if self._debt > _LARGEST_DEBT:
+                # Asked for only then: since Python 3.12 it is summed up, and there may be thousands of small pieces.
+                self._debt = self._transport.get_write_buffer_size()
+                if self._debt > _LARGEST_DEBT:
+                    self._transport.abort()  # a peer that asks and asks, and never reads
 
     def can_send(self, stream: Stream, size: int) -> bool:
         """Say whether *size* bytes can be sent in one frame and at once: then :func:`data_frame` may be written."""
@@ -195,6 +201,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_paused = True
+        self._debt = 0
 
     def resume_writing(self) -> None:
         self._is_paused = False

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from runtimed.api import cri_pb2 as pb
 from runtimed.cri import execution, pipes
 from runtimed.cri.exec_sync import Room, Stream
 from runtimed.cri.execution import Execution
@@ -41,7 +42,8 @@ def core(tmp_path):
 
 @pytest.fixture
 def container():
-    return SimpleNamespace(id="c", process={"env": ["A=1"], "consoleSize": {}})
+    running = {"state": pb.CONTAINER_RUNNING, "pid": os.getpid()}
+    return SimpleNamespace(id="c", process={"env": ["A=1"], "consoleSize": {}}, **running)
 
 
 def descriptors():

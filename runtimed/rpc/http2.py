@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
         self._block: tuple[int, int, bytearray] | None = None  # stream, flags, what has come of its headers
         self._newest = 0
         self._is_paused = False
-        self._debt = 0  # bytes written since the peer was found to be slow, or more
+        self._answers: bytearray | None = None  # what is written while frames are read
         self._waiters: set[asyncio.Future[None]] = set()
 
     # Subclasses
@@ -116,14 +116,12 @@ class Connection(asyncio.Protocol):
         """Send whole frames."""
         if self.closed.done():
             return
+        if self._answers is not None:
+            self._answers += frames
+            return
         self._transport.write(frames)
-        if self._is_paused:
-            self._debt += len(frames)
-            if self._debt > _LARGEST_DEBT:
-                # Asked for only then: since Python 3.12 it is summed up, and there may be thousands of small pieces.
-                self._debt = self._transport.get_write_buffer_size()
-                if self._debt > _LARGEST_DEBT:
-                    self._transport.abort()  # a peer that asks and asks, and never reads
+        if self._is_paused and self._transport.get_write_buffer_size() > _LARGEST_DEBT:
+            self._transport.abort()  # a peer that asks and asks, and never reads
 
     def can_send(self, stream: Stream, size: int) -> bool:
         """Say whether *size* bytes can be sent in one frame and at once: then :func:`data_frame` may be written."""
@@ -161,6 +159,7 @@ class Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """End the connection when what is written has been read."""
+        self._flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -201,19 +200,28 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_paused = True
-        self._debt = 0
 
     def resume_writing(self) -> None:
         self._is_paused = False
         self._wake()
 
     def data_received(self, data: bytes) -> None:
+        # Answered in one piece: a transport of Python 3.12 or later sums up all its pieces at each write, and there are
+        # thousands of them if a peer asks and never reads.
+        self._answers = bytearray()
         self._buffer += data
         try:
             self._read_frames()
         except ProtocolError as exc:
             self.go_away(exc.code, str(exc))
             self.end()
+        finally:
+            self._flush()
+
+    def _flush(self) -> None:
+        answers, self._answers = self._answers, None
+        if answers:
+            self.write(bytes(answers))
 
     def _read_frames(self) -> None:
         buffer, at = self._buffer, 0

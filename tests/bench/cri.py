@@ -202,8 +202,8 @@ def _memory(clients: dict[str, _Client], _: int) -> list[Row]:
                 done.result()
         shims = sum(pss for _, pss in map(memory, at_rest(client.side.state, _PODS)))
         every = sum(pss for _, pss in map(memory, client.side.account.pids()))
-        for what, found in ((_MEMORY, shims), (f"{_MEMORY}, with the daemon", every)):
-            rows.append(Row(what, who, [found], unit="MB", aim="0.40" if who == OURS else ""))
+        rows.append(Row(_MEMORY, who, [shims], unit="MB", aim="0.40" if who == OURS else ""))
+        rows.append(Row(f"{_MEMORY}, with the daemon", who, [every], unit="MB"))
     return sorted(rows, key=lambda row: row.what)
 
 

@@ -212,7 +212,9 @@ def _read_write(source: int, sink: int) -> int:
         try:
             rest = rest[os.write(sink, rest) :]
         except BlockingIOError:
-            select.select([], [sink], [])
+            poller = select.poll()  # unlike select() it takes any descriptor
+            poller.register(sink, select.POLLOUT)
+            poller.poll()
     return len(data)
 
 

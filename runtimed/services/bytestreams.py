@@ -30,27 +30,30 @@ class _Bridge:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._loop = asyncio.get_running_loop()
-        self._pending: concurrent.futures.Future[Anything] | None = None
+        self._running: asyncio.Task[Anything] | None = None
         self._is_interrupted = False
 
     def interrupt(self) -> None:
         """Make what the thread waits for, and all that it will, fail with Aborted. Call it in the event loop."""
         self._is_interrupted = True
-        if self._pending is not None:
-            self._pending.cancel()
+        if self._running is not None:
+            self._running.cancel()
 
     def _wait(self, func: Callable[[], Coroutine[Anything, Anything, T]]) -> T:
-        pending = asyncio.run_coroutine_threadsafe(self._unless_interrupted(func), self._loop)
-        self._pending = pending
         try:
-            return pending.result()
+            return asyncio.run_coroutine_threadsafe(self._unless_interrupted(func), self._loop).result()
         except (concurrent.futures.CancelledError, asyncio.CancelledError):
             raise Aborted("the transfer has been cancelled") from None
 
     async def _unless_interrupted(self, func: Callable[[], Coroutine[Anything, Anything, T]]) -> T:
+        # In the event loop, as interrupt() is: the thread learns too late what runs for it.
         if self._is_interrupted:
             raise Aborted("the transfer has been cancelled")
-        return await func()
+        self._running = asyncio.current_task()
+        try:
+            return await func()
+        finally:
+            self._running = None
 
 
 class ByteReader(_Bridge):

@@ -30,7 +30,9 @@ def kill(pid: int, start: int) -> bool:
         if started(pid) != start:
             return True
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        return bool(select.select([pidfd], [], [], _GONE_WITHIN_S)[0])
+        poller = select.poll()  # unlike select() it takes any descriptor
+        poller.register(pidfd, select.POLLIN)
+        return bool(poller.poll(_GONE_WITHIN_S * 1000))
     except ProcessLookupError:
         return True
     finally:

@@ -40,8 +40,11 @@ RESPONSES = {
 
 
 def proc(pid, file):
-    """Return what a file of a process's directory in /proc says."""
-    return Path(f"/proc/{pid}/{file}").read_text()
+    """Return what a file of a process's directory in /proc says; nothing of one that has gone."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def exists(pid):

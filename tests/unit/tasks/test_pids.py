@@ -1,6 +1,7 @@
 """Killing the process that is meant, and no other."""
 
 import os
+import resource
 import subprocess
 
 from runtimed.tasks import pids
@@ -41,3 +42,17 @@ def test_a_name_with_parentheses_and_blanks_does_not_confuse():
         process.stdout.readline()
         assert pids.started(process.pid) == before > 0
         process.kill()
+
+
+def test_one_is_killed_where_many_descriptors_are_open():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        with subprocess.Popen(["sleep", "60"]) as process:
+            assert pids.kill(process.pid, pids.started(process.pid))
+            assert process.wait() == -9
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

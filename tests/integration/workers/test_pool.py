@@ -82,7 +82,7 @@ def endless(tmp_path):
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what only the file system or the kernel knows."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)
 
@@ -248,7 +248,7 @@ async def test_workers_end_when_the_daemon_is_killed(snapshot, endless, tmp_path
         daemon.wait()
         gone = asyncio.Event()
         asyncio.get_running_loop().add_reader(pidfd, gone.set)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await gone.wait()
         asyncio.get_running_loop().remove_reader(pidfd)
     finally:

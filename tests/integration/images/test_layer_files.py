@@ -11,6 +11,7 @@ from runtimed.errors import InvalidArgument
 from runtimed.labels import SNAPSHOT_REF
 from runtimed.mounts import mounted_temporarily
 from runtimed.oci import manifest
+from runtimed.workers.pool import Pool
 from tests import processes
 from tests.fakes.registry import serving
 from tests.images.layouts import Layer
@@ -127,6 +128,32 @@ async def test_a_pull_that_ends_while_layers_wait_leaves_no_worker_with_one(stor
         gate.let_go()
         await store.pull(f"{registry.host}/app:1")
     assert len(store.files(chain_of(layers)[-1])) == 6
+
+
+async def test_what_is_fetched_is_not_read_again(store, layout, monkeypatch):
+
+    def never(*_: object) -> None:
+        raise AssertionError("a blob is read again")
+
+    layers = [layout.layer({f"{number}": bytes(1000 * number)}) for number in range(1, 5)]
+    layout.image("1", layers)
+    with serving(layout.root, "app") as registry, monkeypatch.context() as patched:
+        for name in ("received", "apply"):
+            patched.setattr(Pool, name, never)
+        await store.pull(f"{registry.host}/app:1")
+    assert len(store.files(chain_of(layers)[-1])) == 4
+    assert all(is_file(store, name) for name in chain_of(layers))
+    assert store.left_over() == []
+
+
+async def test_a_layer_that_comes_twice_is_fetched_once(store, layout):
+    low, high = layout.layer({"1": b"1"}), layout.layer({"2": b"2"})
+    layers = [low, high, low]
+    layout.image("1", layers)
+    with serving(layout.root, "app") as registry:
+        await store.pull(f"{registry.host}/app:1")
+    assert len(store.files(chain_of(layers)[-1])) == 2
+    assert store.left_over() == []
 
 
 def unnamed_files(below: Path) -> list[str]:

@@ -1,4 +1,6 @@
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ def file(tmp_path_factory):
         yield path
 
 
-def in_memory(path, position: int) -> bool:
+def in_memory(path: Path, position: int) -> bool:
     """Whether the page at *position* could be read without the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -30,7 +32,7 @@ def in_memory(path, position: int) -> bool:
         os.close(fd)
 
 
-def written(path, **options) -> bytes:
+def written(path: Path, **options: Any) -> bytes:
     """Have the file written back as one that has just grown; return what was in it."""
     data = path.read_bytes()
     fd = os.open(path, os.O_RDWR)

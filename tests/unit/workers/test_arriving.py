@@ -24,7 +24,9 @@ def test_however_the_bytes_come_they_are_received(tmp_path, size):
     with Arriving(tmp_path, OCI) as arriving:
         for begin in range(0, len(BLOB), size):
             arriving.feed(memoryview(BLOB)[begin : begin + size])
-        file, applied = arriving.finish()
+        received = arriving.finish()
+    assert received is not None
+    file, applied = received
     file.close()
     assert (applied.diff_id, applied.size) == (digest.of(TAR), len(TAR))
 
@@ -34,7 +36,9 @@ def test_what_was_fed_before_a_restart_does_not_count(tmp_path):
         arriving.feed(BLOB[:700])
         arriving.restart()
         arriving.feed(BLOB)
-        file, applied = arriving.finish()
+        received = arriving.finish()
+    assert received is not None
+    file, applied = received
     file.close()
     assert applied.diff_id == digest.of(TAR)
 

@@ -243,6 +243,8 @@ async def _log_uri(client: Client, id: str, given: Given) -> str:
 
 async def end(process: Process) -> None:
     """Kill the container's task and delete it; it being gone, or never started, is fine."""
+    if process.is_deleted:
+        return
     try:
         await process.kill(signal.SIGKILL, everything=True, patient=True)
         await process.wait()

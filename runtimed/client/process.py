@@ -13,6 +13,7 @@ class Process:
     def __init__(self, client: Connection, container_id: str, exec_id: str = "") -> None:
         self.container_id = container_id
         self.exec_id = exec_id
+        self.is_deleted = False  # by :meth:`delete`
         self._client = client
         self._tasks = service(pb, "Tasks")
 
@@ -64,3 +65,4 @@ class Process:
                 await self._client.call(self._tasks.Delete, task, patient=True)
         except NotFound:
             pass
+        self.is_deleted = True

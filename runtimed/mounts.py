@@ -273,7 +273,7 @@ def devices() -> set[str]:
 def lowerdirs() -> set[Path]:
     """Return the lower directories of all overlays that this process sees; as they were named, which may be short."""
     found = set()
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in _lines():
         for option in line.rpartition(b" ")[2].split(b","):
             key, _, value = option.partition(b"=")
             if key in {b"lowerdir", b"lowerdir+"}:
@@ -294,11 +294,16 @@ class _Mounted:
 
 def _mountinfo() -> list[_Mounted]:
     mounts = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in _lines():
         fields = line.split(b" ")
         upper = fields[-1].partition(b",upperdir=")[2].partition(b",")[0]
         mounts.append(_Mounted(fields[2], _unescaped(fields[3]), _unescaped(fields[4]), _unescaped(upper)))
     return mounts
+
+
+def _lines() -> list[bytes]:
+    """Return the lines of mountinfo, which escapes the end of a line, and nothing else that splitlines() splits at."""
+    return Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]
 
 
 def _unescaped(field: bytes) -> bytes:

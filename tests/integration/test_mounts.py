@@ -230,6 +230,18 @@ def test_it_is_known_where_a_directory_is_mounted(root, tmp_path):
     assert mounts_of(here) == []
 
 
+@pytest.mark.parametrize("name", ["two lines\r\n", "\x1c\x85\u2028", "back\\slash\ttab", "upperdir=x"])
+def test_a_mount_point_of_any_name_is_found(root, name):
+    where, other = root / name, root / f"{name}2"
+    for path in (where, other, root / "up", root / "work"):
+        path.mkdir()
+    data = (f"lowerdir={root}", f"upperdir={root / 'up'}", f"workdir={root / 'work'}")
+    with mounted([Mount("tmpfs", "tmpfs")], other), mounted([Mount("overlay", "overlay", options=data)], where):
+        assert mounts_below(where) == mounts_of(root / "up") == [where]
+        assert mounts_of(where) == []
+        assert mounts_below(root) == [other, where]
+
+
 def test_a_directory_on_another_mount_is_found_too(root, tmp_path):
     (tmp_path / "target").mkdir()
     with mounted([Mount("tmpfs", "tmpfs")], root):

@@ -12,6 +12,7 @@ from runtimed.api import (  # noqa: F401
     events_pb2,
     events_ttrpc_pb2,
     runc_options_pb2,
+    shim_attach_pb2,
     task_v3_pb2,
     ttrpc_pb2,
     types_pb2,

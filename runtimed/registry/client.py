@@ -47,7 +47,7 @@ class RegistryClient:
         tokens are asked for with those, else for pulling. A large blob that comes slowly is fetched by up to
         *connections* at a time.
         """
-        from runtimed.registry.host import HostClient  # here: it loads aiohttp, 0.1 s and 10 MB of the daemon's start
+        from runtimed.registry.host import HostClient  # here, for what it loads: :mod:`runtimed.registry.loading`
 
         self.reference = reference
         self.patience = patience or Patience()

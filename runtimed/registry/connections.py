@@ -56,7 +56,7 @@ class Connections:
 
     async def _made(self, kind: "_Kind") -> aiohttp.ClientSession:
         own = self._endpoint.tls
-        context: ssl.SSLContext | bool = True
+        context: ssl.SSLContext | bool = True  # aiohttp's own, which trusts nobody (:mod:`.loading`); nobody asks it
         if kind.is_tls:
             context = await blocking(tls.context, own if kind.is_own else own.elsewhere())
         resolver = None if kind.is_own or kind.is_proxied else _Outward(self._endpoint)

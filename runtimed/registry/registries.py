@@ -1,13 +1,12 @@
 """Registries as they are configured: from a reference to a client for it, or to what one would do."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtimed import config
 from runtimed.oci.reference import Reference
-from runtimed.registry import credentials, hosts_toml
+from runtimed.registry import credentials, hosts_toml, loading
 from runtimed.registry.auth import AskCredentials
 from runtimed.registry.client import RegistryClient
 from runtimed.registry.hosts import Endpoint
@@ -53,8 +52,7 @@ class Registries:
         Raises:
             InvalidArgument, PermissionDenied: what is configured for it cannot be used; names file and line.
         """
-        # aiohttp, 0.1 s the first time: not in the thread that serves everybody.
-        await blocking(importlib.import_module, "runtimed.registry.host")
+        await blocking(loading.load)  # not in the thread that serves everybody
         asks = [credentials_of_caller] if credentials_of_caller else []
         return RegistryClient(
             reference,

@@ -58,7 +58,7 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
         core.state.containers.reserve(container.name, container.id)
         steps.undo("release the name", _release, core, container)
         steps.undo("remove the writable layer", core.remove_snapshot, sandbox.snapshotter, container.id, sandbox.id)
-        mounts = await core.prepare(sandbox, container.id, image.contents.chain_id)
+        mounts = await core.prepare(sandbox, container.id, image)
         steps.undo("take its images off", unmount_images, core, container)
         images = await mount_images(core, container)
         steps.undo("delete its directory", blocking, shutil.rmtree, core.container_directory(container.id), True)

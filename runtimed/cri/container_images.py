@@ -11,8 +11,6 @@ from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri.core import Core
-from runtimed.cri.images import NAMESPACE
-from runtimed.cri.namespaces import snapshot_labels
 from runtimed.cri.state import Container
 from runtimed.errors import os_errors
 from runtimed.mounts import Mount, mount_all, unmount_all
@@ -26,13 +24,10 @@ async def mount_images(core: Core, container: Container) -> Mapping[str, Path]:
         NotFound: an image is not here.
     """
     found: dict[str, Path] = {}
-    labels = snapshot_labels(container.sandbox.namespace_options)
     for number, mount in enumerate(_wanted(container.config)):
         image = await core.images.get(mount.image.image)
         container.record.image_mounts[mount.container_path] = image.id
-        snapshots = core.snapshots(container.sandbox.snapshotter)
-        key, parent = _key(container.id, number), image.contents.chain_id
-        view = await blocking(snapshots.view, NAMESPACE, key, parent, labels, container.sandbox.id)
+        view = await core.prepare(container.sandbox, _key(container.id, number), image, view=True)
         place = _directory(core, container.id) / str(number)
         await blocking(_mount, view, place)
         found[mount.container_path] = place

@@ -80,15 +80,27 @@ class Core:
         parent = sandbox.config.linux.cgroup_parent
         return self.network.attachment(sandbox.id, sandbox.record.netns, sandbox.config, parent)
 
-    async def prepare(self, sandbox: Sandbox, key: str, parent: str) -> Sequence[Mount]:
-        """Begin the writable layer *key*, held by the pod's lease; return its mounts, with the pod's owners.
+    async def prepare(self, sandbox: Sandbox, key: str, image: Image, *, view: bool = False) -> Sequence[Mount]:
+        """Begin the writable layer *key* on *image*, or a view of it; return its mounts, with the pod's owners.
 
-        Raises NotFound: no such parent.
+        The pod's lease holds it. Kubelets pull without saying for which runtime handler: what the handler's snapshotter
+        does not have is unpacked there.
+
+        Raises NotFound: the image has been removed, or cannot be unpacked from what is here.
         """
         snapshots = self.snapshots(sandbox.snapshotter)
-        await self.repairer.ensure(NAMESPACE, snapshots, parent)
-        labels = snapshot_labels(sandbox.namespace_options)
-        return await blocking(snapshots.prepare, NAMESPACE, key, parent, labels, sandbox.id)
+        parent, labels = image.contents.chain_id, snapshot_labels(sandbox.namespace_options)
+        begin = snapshots.view if view else snapshots.prepare
+
+        async def made() -> Sequence[Mount]:
+            await self.repairer.ensure(NAMESPACE, snapshots, parent)
+            return await blocking(begin, NAMESPACE, key, parent, labels, sandbox.id)
+
+        try:
+            return await made()
+        except NotFound:
+            await self.images.unpack(image, sandbox.snapshotter)
+        return await made()
 
     def has_user_namespaces(self, handler: Handler) -> bool:
         """Say whether pods of *handler* can have a user namespace: our shim mounts what the snapshotter maps."""

@@ -17,7 +17,7 @@ from runtimed.embedded import images as embedded
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
 from runtimed.events import EventBus
 from runtimed.images.joining import Joint
-from runtimed.images.pull import Pulled, Puller, Request, Unpack
+from runtimed.images.pull import Pulled, Puller, Request, Unpack, lease_of
 from runtimed.images.sources import LayoutSource, RegistrySource, Source
 from runtimed.metadata import images
 from runtimed.metadata.content import Content
@@ -163,13 +163,43 @@ class Images:
         await self._pulls.run((str(reference), auth, snapshotter, pinned), job)
         return await self.get(_store_name(reference))
 
+    async def unpack(self, image: Image, snapshotter: str) -> None:
+        """Unpack an image that is here for one more snapshotter, joining who is at it.
+
+        Raises:
+            NotFound: it has been removed, or blobs of its layers are not kept: what to do.
+            Otherwise as :meth:`Puller.pull`.
+        """
+
+        async def job(_: object) -> None:
+            await self._unpack(image.names[0], snapshotter)
+
+        await self._pulls.run((image.id, snapshotter), job)
+
+    async def _unpack(self, name: str, snapshotter: str) -> None:
+        async def fetch(descriptor: Descriptor, _: tuple[str, ...]) -> None:
+            try:
+                await blocking(self._content.info, NAMESPACE, descriptor.digest)
+            except NotFound:
+                raise NotFound(
+                    f"image {name} is not unpacked for snapshotter {snapshotter!r}, and blob {descriptor.digest} of it"
+                    " is not here: pull it for the runtime handler"
+                ) from None
+
+        request = Request(names=(name,), platforms=(platforms.host(),), unpacks=(_for(snapshotter),))
+        self._puller.check(request)
+        target = (await self._db.read(images.get, NAMESPACE, name)).target
+        async with lease_of(self._db, NAMESPACE, "", fetches=False) as lease:
+            visitor = self._puller.visitor(NAMESPACE, f"image {name}", request, fetch, lease, lambda _: None)
+            await visitor.visit(target, (), name)
+
     async def _pull(self, reference: Reference, auth: Auth, snapshotter: str, marks: Mapping[str, str]) -> None:
         by_digest = f"{reference.name}@"
         request = Request(
             names=(by_digest,) if reference.digest else (str(reference), by_digest),
             labels=marks,
             platforms=(platforms.host(),),
-            unpacks=(Unpack(snapshotter=snapshotter, platform=platforms.host()),),
+            unpacks=(_for(snapshotter),),
         )
         source = await self._source(reference, auth)
         for one in await self._puller.pull(NAMESPACE, source, request, lambda _: None):
@@ -240,6 +270,10 @@ def user_of(config: ImageConfig) -> tuple[int | None, str]:
     if user.isascii() and user.isdigit() and len(user) <= 10 and int(user) <= _LARGEST_UID:
         return int(user), ""
     return None, user
+
+
+def _for(snapshotter: str) -> Unpack:
+    return Unpack(snapshotter=snapshotter, platform=platforms.host())
 
 
 def _joined(contents: Contents, group: Sequence[images.Image]) -> Image:

@@ -168,10 +168,10 @@ async def _attach(core: Core, sandbox: Sandbox) -> None:
 
 async def _create_pause(core: Core, sandbox: Sandbox, image: Image) -> None:
     try:
-        mounts = await core.prepare(sandbox, sandbox.id, image.contents.chain_id)
+        mounts = await core.prepare(sandbox, sandbox.id, image)
     except NotFound:  # somebody has removed the image
         image = await core.pause_image(anew=True)
-        mounts = await core.prepare(sandbox, sandbox.id, image.contents.chain_id)
+        mounts = await core.prepare(sandbox, sandbox.id, image)
     sandbox.pid = await core.tasks.create(NAMESPACE, NewTask(id=sandbox.id, rootfs=mounts))
 
 

@@ -1,0 +1,104 @@
+"""Runtime handlers with another snapshotter than the default one's."""
+
+import subprocess
+
+import grpc
+import pytest
+
+from runtimed.api import cri_pb2 as pb
+from tests.cri import TIMEOUT_S, cri_daemon
+from tests.images.busybox import NAME, busybox
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+SETTINGS = """[cri.runtimes.other]
+snapshotter = "native"
+"""
+
+
+@pytest.fixture(scope="module")
+def cri():
+    with cri_daemon(SETTINGS) as running:
+        for handler in ("", "other"):  # the pause image stays: what is counted below is the tests' own
+            running.remove_pod(running.run_pod("first", handler, network=pb.NODE))
+        yield running
+
+
+@pytest.fixture
+def image(registry, tmp_path, request):
+    """The reference of a busybox image."""
+    layout = busybox(tmp_path / "layout")
+    return registry.push(layout, f"handlers/{request.node.name.replace('_', '-')}:1", source=NAME)
+
+
+def pull(cri, image, handler=""):
+    request = pb.PullImageRequest(image=pb.ImageSpec(image=image, runtime_handler=handler))
+    return cri.images.PullImage(request, timeout=TIMEOUT_S).image_ref
+
+
+def remove(cri, image):
+    cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=image)), timeout=TIMEOUT_S)
+
+
+def ctr(cri, *arguments):
+    """Return what ctr says of the namespace of Kubernetes."""
+    command = ["ctr", "--address", str(cri.daemon.address), "--namespace", "k8s.io", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S).stdout
+
+
+def snapshots(cri, snapshotter):
+    """Return the names of the layers there are."""
+    lines = ctr(cri, "snapshots", "--snapshotter", snapshotter, "ls").splitlines()[1:]
+    return {line.split()[0] for line in lines if "Committed" in line}
+
+
+def used(cri):
+    """Return the bytes that images and containers take, by snapshotter."""
+    found = cri.images.ImageFsInfo(pb.ImageFsInfoRequest(), timeout=TIMEOUT_S).image_filesystems
+    return {one.fs_id.mountpoint.rpartition("/")[2]: one.used_bytes.value for one in found}
+
+
+def run(cri, pod, image, *mounts):
+    """Run a container until it says what it sees."""
+    config = cri.container_config("main", "exec sleep 600", image=image, mounts=mounts)
+    container = cri.create(pod, config)
+    cri.start(container)
+    return container
+
+
+def test_an_image_that_is_pulled_for_a_handler_is_unpacked_where_that_has_its_layers(cri, image):
+    before = used(cri)
+    assert set(before) == {"overlayfs", "native"}
+    layers = snapshots(cri, "overlayfs")
+    pull(cri, image, "other")
+    assert snapshots(cri, "overlayfs") == layers
+    assert used(cri)["native"] > before["native"]
+    pod = cri.run_pod("pod", "other", network=pb.NODE)
+    container = run(cri, pod, image)
+    assert cri.shell(container, "echo hello > /file; cat /file") == "hello\n"
+    assert cri.container_info(container)["snapshotter"] == "native"
+    assert any((cri.daemon.root / "snapshotters/native").rglob("file"))
+    cri.remove_pod(pod)
+    remove(cri, image)
+
+
+def test_an_image_that_was_pulled_for_no_handler_runs_with_each_and_is_freed_from_all(cri, image):
+    there = snapshots(cri, "overlayfs"), snapshots(cri, "native")
+    pull(cri, image)
+    pods = [cri.run_pod(f"pod-{handler}", handler, network=pb.NODE) for handler in ("", "other")]
+    volume = pb.Mount(container_path="/image", image=pb.ImageSpec(image=image), readonly=True)
+    for pod in pods:
+        container = run(cri, pod, image, volume)
+        assert cri.shell(container, "ls /image/bin/busybox") == "/image/bin/busybox\n"
+    assert snapshots(cri, "native") > there[1]
+    for pod in pods:
+        cri.remove_pod(pod)
+    remove(cri, image)
+    assert (snapshots(cri, "overlayfs"), snapshots(cri, "native")) == there
+
+
+def test_a_handler_that_is_not_configured_gets_no_image(cri, image):
+    with pytest.raises(grpc.RpcError) as failed:
+        pull(cri, image, "missing")
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "runtime handler 'missing' is not configured" in str(failed.value)

@@ -1,4 +1,4 @@
-"""Runtime handlers with another snapshotter than the default one's."""
+"""Runtime handlers with another snapshotter than the default one's, and images that may not be used."""
 
 import subprocess
 
@@ -7,18 +7,27 @@ import pytest
 
 from runtimed.api import cri_pb2 as pb
 from tests.cri import TIMEOUT_S, cri_daemon
-from tests.images.busybox import NAME, busybox
+from tests.images.busybox import NAME, PLATFORM, busybox
+from tests.images.layouts import Layout
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 SETTINGS = """[cri.runtimes.other]
 snapshotter = "native"
+[image_verification]
+directory = "{}"
+"""
+VERIFIER = """#!/bin/sh
+case "$2" in *forbidden*) echo no signature of ours; exit 1;; esac
 """
 
 
 @pytest.fixture(scope="module")
-def cri():
-    with cri_daemon(SETTINGS) as running:
+def cri(tmp_path_factory):
+    programs = tmp_path_factory.mktemp("verifiers")
+    (programs / "policy").write_text(VERIFIER)
+    (programs / "policy").chmod(0o755)
+    with cri_daemon(SETTINGS.format(programs)) as running:
         for handler in ("", "other"):  # the pause image stays: what is counted below is the tests' own
             running.remove_pod(running.run_pod("first", handler, network=pb.NODE))
         yield running
@@ -102,3 +111,22 @@ def test_a_handler_that_is_not_configured_gets_no_image(cri, image):
         pull(cri, image, "missing")
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "runtime handler 'missing' is not configured" in str(failed.value)
+
+
+def test_an_image_that_a_verifier_refuses_is_an_error_with_its_reason_and_nothing_of_it_is_kept(
+    cri, registry, tmp_path
+):
+    layout = Layout(tmp_path / "layout")
+    target = layout.image("one", [layout.layer({"etc/test": b"forbidden"})], platform=PLATFORM)
+    name = registry.push(layout.root, "handlers/forbidden:1", source="one")
+    there = snapshots(cri, "overlayfs")
+    for _ in range(2):  # a no is not kept: it is asked again
+        with pytest.raises(grpc.RpcError) as failed:
+            pull(cri, name)
+        assert failed.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "refused by the verifier policy: no signature of ours" in str(failed.value)
+        assert name in str(failed.value)
+    found = cri.images.ImageStatus(pb.ImageStatusRequest(image=pb.ImageSpec(image=name)), timeout=TIMEOUT_S)
+    assert not found.HasField("image")
+    assert target["digest"] not in ctr(cri, "content", "ls", "-q")
+    assert snapshots(cri, "overlayfs") == there

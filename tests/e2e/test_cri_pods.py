@@ -1,5 +1,6 @@
 """Pods over the daemon's socket: real runc, real CNI plugins on a bridge of the test's own."""
 
+import ipaddress
 import json
 import os
 import socket
@@ -251,6 +252,29 @@ def test_a_host_port_answers_on_the_loopback_address(cri):
     cri.remove_pod(pod)
     saved = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True, timeout=20)
     assert f"--dport {port}" not in saved.stdout
+
+
+def test_the_address_range_of_the_node_reaches_the_plugins_that_ask_for_it(cri):
+    def update(text):
+        network = pb.NetworkConfig(pod_cidr=text)
+        request = pb.UpdateRuntimeConfigRequest(runtime_config=pb.RuntimeConfig(network_config=network))
+        cri.runtime.UpdateRuntimeConfig(request, timeout=TIMEOUT_S)
+
+    bridge = cri.bridge_plugin() | {"capabilities": {"ipRanges": True}, "isGateway": False}
+    bridge["ipam"] = {"type": "host-local", "dataDir": bridge["ipam"]["dataDir"]}  # nothing but what it is told
+    ranges = [f"{cri.subnet}.64/28", f"{cri.subnet}.128/28"]
+    update(", ".join(ranges))
+    cri.write_network(bridge)
+    try:
+        pod = cri.run_pod("ranged")
+        network = cri.pod_status(pod).status.network
+        found = [network.ip, *(one.ip for one in network.additional_ips)]
+        for address, text in zip(found, ranges, strict=True):
+            assert ipaddress.ip_address(address) in ipaddress.ip_network(text)
+        cri.remove_pod(pod)
+    finally:
+        cri.write_network()
+        update("")
 
 
 def test_what_a_pod_may_use_as_a_whole_is_changed_and_remembered(cri):

@@ -128,9 +128,13 @@ class Network:
             )
         await self._plugins.delete(network, attachment, result)
 
-    async def check(self, network: NetworkList, attachment: Attachment, result: Json) -> None:
-        """Ask whether the attachment is as it was made."""
-        await self._plugins.check(network, attachment, result)
+    async def check(self, network: NetworkList, attachment: Attachment, result: Json) -> str:
+        """Return what the plugins find that is not as they made it; "" if nothing, or if they cannot tell."""
+        try:
+            await self._probes.check(network, attachment, result)
+        except RuntimedError as exc:
+            return str(exc)
+        return ""
 
     async def collect(self, valid: Callable[[], Iterable[str]]) -> None:
         """Have the plugins of the network as it is now free what sandboxes had that are none of *valid*."""

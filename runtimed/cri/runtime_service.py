@@ -71,7 +71,7 @@ class RuntimeService:
         self, request: pb.PodSandboxStatusRequest, context: Context
     ) -> pb.PodSandboxStatusResponse:
         sandbox = self._core.state.sandboxes.get(request.pod_sandbox_id)
-        return pod_sandbox_status(sandbox, verbose=request.verbose)
+        return await pod_sandbox_status(self._core, sandbox, verbose=request.verbose)
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Context) -> pb.ListPodSandboxResponse:
         found = self._core.state.list_sandboxes(request.filter)

@@ -7,6 +7,7 @@ import msgspec
 from google.protobuf.json_format import MessageToDict
 
 from runtimed.api import cri_pb2 as pb
+from runtimed.cri.cni import NetworkList
 from runtimed.cri.container_status import container_status
 from runtimed.cri.core import Core
 from runtimed.cri.state import Sandbox
@@ -31,11 +32,15 @@ def sandbox_status(sandbox: Sandbox) -> pb.PodSandboxStatus:
     return status
 
 
-def pod_sandbox_status(sandbox: Sandbox, *, verbose: bool) -> pb.PodSandboxStatusResponse:
-    """Return the answer to PodSandboxStatus, with the containers as they are at this moment."""
+async def pod_sandbox_status(core: Core, sandbox: Sandbox, *, verbose: bool) -> pb.PodSandboxStatusResponse:
+    """Return the answer to PodSandboxStatus, with the containers as they are at this moment.
+
+    Who wants it verbose, people that is, waits for the CNI plugins, which are asked to check the pod's network.
+    """
+    info = await _info(core, sandbox) if verbose else None
     return pb.PodSandboxStatusResponse(
         status=sandbox_status(sandbox),
-        info=_info(sandbox) if verbose else None,
+        info=info,
         containers_statuses=[container_status(one) for one in sandbox.containers.values()],
         timestamp=time.time_ns(),
     )
@@ -56,8 +61,11 @@ def publish(core: Core, sandbox: Sandbox, id: str, kind: "pb.ContainerEventType"
     core.events.publish(make)
 
 
-def _info(sandbox: Sandbox) -> dict[str, str]:
-    record = sandbox.record
+async def _info(core: Core, sandbox: Sandbox) -> dict[str, str]:
+    record, problem = sandbox.record, ""
+    if sandbox.is_ready and record.network and record.result:
+        network = NetworkList.from_json(record.network)
+        problem = await core.network.check(network, core.attachment(sandbox), record.result)
     fields: dict[str, Any] = {
         "pid": sandbox.pid,
         "image": record.image,
@@ -66,6 +74,7 @@ def _info(sandbox: Sandbox) -> dict[str, str]:
         "runtimeHandler": sandbox.handler,
         "networkNamespace": record.netns,
         "cniResult": record.result,
+        "networkProblem": problem,
         "config": MessageToDict(sandbox.config),
     }
     return {"info": msgspec.json.encode(fields).decode()}

@@ -277,6 +277,16 @@ def test_the_address_range_of_the_node_reaches_the_plugins_that_ask_for_it(cri):
         update("")
 
 
+def test_a_verbose_status_says_whether_a_pods_network_is_as_it_was_made(cri):
+    pod = cri.run_pod("checked")
+    assert cri.info(pod)["networkProblem"] == ""
+    in_netns(cri.pod_status(pod, verbose=True), "ip", "link", "del", "eth0")
+    assert "CNI plugin bridge CHECK: " in cri.info(pod)["networkProblem"]
+    cri.stop_pod(pod)
+    assert cri.info(pod)["networkProblem"] == ""  # there is none any more
+    cri.remove_pod(pod)
+
+
 def test_what_a_pod_may_use_as_a_whole_is_changed_and_remembered(cri):
     pod = cri.run_pod("resized", network=pb.NODE)
 

@@ -11,6 +11,7 @@ from runtimed.config.settings import (
     DEFAULT_HANDLER,
     DEFAULT_RUNTIME,
     LEVELS,
+    BlockIoClass,
     Cni,
     Config,
     ContentStore,
@@ -34,6 +35,7 @@ from runtimed.config.settings import (
 from runtimed.config.toml import dotted, dump_value, line_of
 
 __all__ = [
+    "BlockIoClass",
     "DEFAULT_PATH",
     "RELOADED",
     "dump",

@@ -10,6 +10,7 @@ from runtimed.config.settings import (
     FORMATS,
     LEVELS,
     NRI_POLICIES,
+    BlockIoClass,
     Config,
     Nri,
     ProxyPlugin,
@@ -112,6 +113,8 @@ def _check_cri(config: Config) -> None:
     for name, handler in cri.runtimes.items():
         if handler.runtime not in config.runtimes:
             raise InvalidArgument(f"cri.runtimes.{dotted((name,))}.runtime: {handler.runtime!r} is not among runtimes")
+    for name, io_class in cri.block_io_classes.items():
+        _check_block_io(f"cri.block_io_classes.{dotted((name,))}", io_class)
     if any(not path.startswith("/") for path in cri.cni.bin_dirs):
         raise InvalidArgument("cri.cni.bin_dirs: must be absolute paths")
     if cri.max_log_line < 256 or cri.max_log_line > 1 << 20:
@@ -124,6 +127,18 @@ def _check_cri(config: Config) -> None:
         raise InvalidArgument(f"cri.streaming.port: {cri.streaming.port} is not between 0 and 65535")
     if cri.cni.plugin_limit_s < 1:
         raise InvalidArgument("cri.cni.plugin_limit_s: must be at least 1")
+
+
+def _check_block_io(key: str, io_class: BlockIoClass) -> None:
+    rates = (io_class.read_bytes_per_s, io_class.write_bytes_per_s, io_class.reads_per_s, io_class.writes_per_s)
+    if io_class.weight and not 10 <= io_class.weight <= 1000:
+        raise InvalidArgument(f"{key}.weight: {io_class.weight} is not between 10 and 1000")
+    if any(rate < 0 for rate in rates):
+        raise InvalidArgument(f"{key}: a rate must not be negative")
+    if any(rates) != bool(io_class.devices):
+        raise InvalidArgument(f"{key}: rates are of devices: set both, or neither")
+    if any(not path.startswith("/dev/") for path in io_class.devices):
+        raise InvalidArgument(f"{key}.devices: must be paths below /dev")
 
 
 def _check_registry(registry: Registry) -> None:

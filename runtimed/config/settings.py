@@ -172,6 +172,18 @@ class CriStreaming:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockIoClass:
+    """``[cri.block_io_classes.<name>]``: what containers get of disks whose pods name the class by annotation."""
+
+    weight: int = 0  # 10 to 1000, beside other containers; 0: not set
+    devices: tuple[str, ...] = ()  # block devices that the rates are of, such as /dev/sda
+    read_bytes_per_s: int = 0  # on each of them; 0: no limit
+    write_bytes_per_s: int = 0
+    reads_per_s: int = 0  # operations
+    writes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cri:
     """Kubernetes' Container Runtime Interface."""
 
@@ -182,6 +194,7 @@ class Cri:
     cni: Cni = Cni()
     streaming: CriStreaming = CriStreaming()
     runtimes: Mapping[str, CriRuntime] = field(default_factory=lambda: {DEFAULT_HANDLER: CriRuntime()})
+    block_io_classes: Mapping[str, BlockIoClass] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

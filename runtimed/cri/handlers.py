@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from runtimed.config import BUILTIN, Config, CriRuntime, Runtime
+from runtimed.config import BUILTIN, BlockIoClass, Config, CriRuntime, Runtime
 from runtimed.cri.request import HandlerRules
 from runtimed.errors import InvalidArgument
 
@@ -16,6 +16,7 @@ class Handler:
     settings: CriRuntime
     runtime: Runtime
     snapshotter: str
+    block_io_classes: Mapping[str, BlockIoClass]
 
     @property
     def rules(self) -> HandlerRules:
@@ -26,6 +27,7 @@ class Handler:
             systemd_cgroup=self.runtime.systemd_cgroup,
             recursive_read_only=self.is_runc,
             idmapped_mounts=self.maps_ids,
+            block_io_classes=self.block_io_classes,
         )
 
     @property
@@ -51,6 +53,7 @@ class Handlers:
                 settings=settings,
                 runtime=config.runtimes[settings.runtime],
                 snapshotter=settings.snapshotter or cri.snapshotter,
+                block_io_classes=cri.block_io_classes,
             )
             for name, settings in cri.runtimes.items()
         }

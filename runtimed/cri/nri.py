@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +12,7 @@ import msgspec
 from runtimed.api import cri_pb2
 from runtimed.api import nri_pb2 as pb
 from runtimed.config import Nri
-from runtimed.cri import cdi, nri_messages, records
+from runtimed.cri import cdi, classes, nri_messages, records
 from runtimed.cri.container_stop import stop_container
 from runtimed.cri.container_update import change, merge
 from runtimed.cri.core import Core
@@ -237,16 +236,12 @@ class NriHooks(Hooks):
             whole = msgspec.json.decode(encoded, type=Spec)
             encoded = cdi.inject(whole, cdi.names_of(given), rules.cdi_directories).encode()
         changed = adjusted(msgspec.json.decode(encoded), wanted)
-        classes = wanted.linux.resources
-        if classes.HasField("blockio_class"):
-            if (block_io := rules.block_io_classes.get(classes.blockio_class.value)) is None:
-                raise FailedPrecondition(f"block I/O class {classes.blockio_class.value!r} is not configured")
+        asked = wanted.linux.resources
+        if asked.HasField("blockio_class"):
+            block_io = classes.block_io_class(rules.block_io_classes, asked.blockio_class.value)
             changed["linux"]["resources"]["blockIO"] = msgspec.to_builtins(block_io)
-        if classes.HasField("rdt_class"):
-            name = classes.rdt_class.value
-            if not name or not Path("/sys/fs/resctrl", name).is_dir():
-                raise FailedPrecondition(f"RDT class {name!r} does not exist in /sys/fs/resctrl")
-            changed["linux"]["intelRdt"] = {"closID": name}
+        if asked.HasField("rdt_class"):
+            changed["linux"]["intelRdt"] = {"closID": classes.rdt_class(asked.rdt_class.value)}
         return msgspec.json.encode(changed)
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
+from runtimed.config import BlockIoClass
 from runtimed.oci.manifest import Execution
-from runtimed.oci.runtime_spec import BlockIo, Rlimit
+from runtimed.oci.runtime_spec import Rlimit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,7 @@ class HandlerRules:
     recursive_read_only: bool = True  # it knows the mount option ``rro``
     idmapped_mounts: bool = False  # owners of volumes can be shown as others
     rlimits: tuple[Rlimit, ...] = ()  # none: what the daemon has
-    block_io_classes: Mapping[str, BlockIo] = field(default_factory=dict)
+    block_io_classes: Mapping[str, BlockIoClass] = field(default_factory=dict)
     cdi_directories: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # a later one wins
     unprivileged_ports: bool = True  # pods may listen on ports below 1024 without CAP_NET_BIND_SERVICE
     unprivileged_icmp: bool = True  # ... and ping without CAP_NET_RAW

@@ -1,4 +1,4 @@
-"""Limits: from CRI's LinuxContainerResources and annotations to the OCI runtime spec's."""
+"""Limits: from CRI's LinuxContainerResources to the OCI runtime spec's."""
 
 import re
 from collections.abc import Mapping
@@ -7,14 +7,12 @@ from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri.namespaces import has_cgroup_v2
-from runtimed.cri.request import ContainerSpecRequest
-from runtimed.errors import FailedPrecondition, InvalidArgument
-from runtimed.oci.runtime_spec import BlockIo, Cpu, HugepageLimit, IntelRdt, Limits, Memory
+from runtimed.errors import InvalidArgument
+from runtimed.oci.runtime_spec import Cpu, HugepageLimit, Limits, Memory
 
 _CPUSET = re.compile(r"(?:[0-9]{1,6}(?:-[0-9]{1,6})?(?:,[0-9]{1,6}(?:-[0-9]{1,6})?)*)?")
 _PAGE_SIZE = re.compile(r"[1-9][0-9]{0,6}[KMG]B")
 _UNIFIED = re.compile(r"[a-z0-9_]+(?:\.[A-Za-z0-9_]+)+")
-_CLASS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def limits_of(resources: pb.LinuxContainerResources) -> Limits:
@@ -48,34 +46,6 @@ def limits_of(resources: pb.LinuxContainerResources) -> Limits:
     )
 
 
-def block_io(request: ContainerSpecRequest) -> BlockIo | None:
-    """Return the settings of the block I/O class that annotations name. Raises InvalidArgument: not configured."""
-    name = _class_of(request, "blockio", "io.kubernetes.cri.blockio-class")
-    if not name:
-        return None
-    found = request.rules.block_io_classes.get(name)
-    if found is None:
-        raise InvalidArgument(f"block I/O class {name!r} is not configured")
-    return found
-
-
-def intel_rdt(request: ContainerSpecRequest) -> IntelRdt | None:
-    """Return the RDT class (of cache and memory bandwidth) that annotations name.
-
-    Raises:
-        InvalidArgument: not a name.
-        FailedPrecondition: /sys/fs/resctrl is not mounted, or has no such class.
-    """
-    name = _class_of(request, "rdt", "io.kubernetes.cri.rdt-class")
-    if not name:
-        return None
-    if not _CLASS.fullmatch(name):
-        raise InvalidArgument(f"RDT class {name[:64]!r} is not a name")
-    if not Path("/sys/fs/resctrl", name).is_dir():
-        raise FailedPrecondition(f"RDT class {name!r} does not exist in /sys/fs/resctrl")
-    return IntelRdt(clos_id=name)
-
-
 def oom_score_adj(resources: pb.LinuxContainerResources) -> int:
     """Return the score. Raises InvalidArgument."""
     if not -1000 <= resources.oom_score_adj <= 1000:
@@ -92,18 +62,6 @@ def counts_swap() -> bool:
     own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
     return Path("/sys/fs/cgroup", own, "memory.swap.max").exists() or any(
         Path("/sys/fs/cgroup").glob("*/memory.swap.max")
-    )
-
-
-def _class_of(request: ContainerSpecRequest, kind: str, own_key: str) -> str:
-    """Return the class: the container's own annotation, what the pod says of this container, what it says of all."""
-    of_pod: Mapping[str, str] = request.sandbox_config.annotations
-    prefix = f"{kind}.resources.beta.kubernetes.io"
-    return (
-        request.config.annotations.get(own_key)
-        or of_pod.get(f"{prefix}/container.{request.config.metadata.name}")
-        or of_pod.get(f"{prefix}/pod")
-        or ""
     )
 
 

@@ -1,7 +1,19 @@
 """From a CRI request to the OCI runtime spec of a pod or container: what goes where. Its neighbours have the rules."""
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import annotations, cdi, devices, mounts, namespaces, process, resources, security, sysctls, users
+from runtimed.cri import (
+    annotations,
+    cdi,
+    classes,
+    devices,
+    mounts,
+    namespaces,
+    process,
+    resources,
+    security,
+    sysctls,
+    users,
+)
 from runtimed.cri.cgroup_path import cgroups_path
 from runtimed.cri.request import ContainerSpecRequest, SandboxSpecRequest
 from runtimed.cri.seccomp import seccomp_of
@@ -124,14 +136,14 @@ def _linux(request: ContainerSpecRequest, caps: Capabilities, mount_label: str) 
             cpu=limits.cpu,
             hugepage_limits=limits.hugepage_limits,
             unified=limits.unified,
-            block_io=resources.block_io(request),
+            block_io=classes.block_io(request),
         ),
         seccomp=seccomp_of(config.linux.security_context, caps.bounding),
         rootfs_propagation=mounts.rootfs_propagation(config.mounts),
         masked_paths=masked,
         readonly_paths=read_only,
         mount_label=mount_label,
-        intel_rdt=resources.intel_rdt(request),
+        intel_rdt=classes.intel_rdt(request),
     )
 
 

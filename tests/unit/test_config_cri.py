@@ -37,6 +37,10 @@ def test_the_default_handler_stays_when_others_are_added(tmp_path):
         ("[cri.cni]\nplugin_limit_s = 0\n", r"plugin_limit_s: must be at least 1"),
         ('[cri.streaming]\nkey = "/k"\n', r"cri.streaming.key: there is no cri.streaming.certificate"),
         ('[cri.streaming]\ncertificate = "c.pem"\n', r"cri.streaming.certificate, .*: must be absolute paths"),
+        ("[cri.block_io_classes.x]\nweight = 9\n", r"cri.block_io_classes.x.weight: 9 is not between 10 and 1000"),
+        ("[cri.block_io_classes.x]\nreads_per_s = -1\n", r"cri.block_io_classes.x: a rate must not be negative"),
+        ("[cri.block_io_classes.x]\nreads_per_s = 1\n", r"cri.block_io_classes.x: rates are of devices"),
+        ('[cri.block_io_classes.x]\nreads_per_s = 1\ndevices = ["sda"]\n', r"x.devices: must be paths below /dev"),
         ("[cri.streaming]\nport = 65536\n", r"cri.streaming.port: 65536 is not between"),
     ],
 )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from runtimed.errors import InvalidArgument, os_errors
 
+KERNEL = Path("/sys/fs/selinux")
+POLICIES = Path("/etc/selinux")
 _XATTR = "security.selinux"
 _DEFAULTS = {  # what container-selinux says, for where its file is missing
     "process": "system_u:system_r:container_t:s0",
@@ -20,7 +22,7 @@ _NEVER = {"/", "/usr", "/etc", "/tmp", "/home", "/run", "/var", "/root", "/boot"
 @cache
 def is_enabled() -> bool:
     """Say whether the kernel has a policy loaded."""
-    return Path("/sys/fs/selinux/enforce").exists()
+    return (KERNEL / "enforce").exists()
 
 
 def labels(user: str, role: str, type: str, level: str, sandbox_id: str, *, privileged: bool) -> tuple[str, str]:
@@ -87,7 +89,7 @@ def _categories(id: str) -> str:
 def _contexts() -> dict[str, str]:
     """Return what the policy says in lines like ``process = "system_u:..."``."""
     found = dict(_DEFAULTS)
-    for path in Path("/etc/selinux").glob("*/contexts/lxc_contexts"):
+    for path in POLICIES.glob("*/contexts/lxc_contexts"):
         for line in path.read_text().splitlines():
             key, equals, value = line.partition("=")
             if equals and key.strip() in found and value.count(":") >= 3:

@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import signal
+import sqlite3
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -153,6 +154,28 @@ def test_lists_and_status_answer_while_pods_are_slow(cri, plugins):
         for one in slow:
             assert isinstance(one.exception(), grpc.RpcError)
     assert left(cri) == []
+
+
+def test_a_database_that_is_slow_to_commit_holds_up_what_writes_and_nothing_else(cri):
+    there = cri.run_pod("there", network=pb.NODE)
+    with ThreadPoolExecutor(8) as threads, sqlite3.connect(cri.daemon.root / "metadata.db", timeout=20) as other:
+        for number in range(3):
+            other.execute("BEGIN IMMEDIATE")  # nobody can commit, as while a disk syncs; readers do not notice
+            name = f"slow-{number}"
+            coming = [threads.submit(cri.run_pod, f"{name}-{one}", network=pb.NODE) for one in range(4)]
+            assert there in [pod.id for pod in cri.pods(state=pb.PodSandboxStateValue(state=pb.SANDBOX_READY))]
+            assert cri.pod_status(there, verbose=True).status.state == pb.SANDBOX_READY
+            assert not cri.containers()
+            assert cri.runtime.Status(pb.StatusRequest(), timeout=TIMEOUT_S).status.conditions[0].status
+            cri.images.ListImages(pb.ListImagesRequest(), timeout=TIMEOUT_S)
+            assert not any(one.done() for one in coming)
+            other.rollback()
+            made = [one.result() for one in coming]
+            for done in [threads.submit(cri.remove_pod, pod) for pod in made]:
+                done.result()
+    other.close()
+    cri.remove_pod(there)
+    assert not left(cri)
 
 
 def test_a_daemon_that_dies_while_it_makes_a_pod_cleans_up_at_its_next_start(cri, plugins):

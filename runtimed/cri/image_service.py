@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri.convert import Context, pieces
 from runtimed.cri.filesystems import Filesystems
@@ -28,12 +30,13 @@ class ImageService:
             yield pb.StreamImagesResponse(images=some)
 
     async def ImageStatus(self, request: pb.ImageStatusRequest, context: Context) -> pb.ImageStatusResponse:
-        """Answer with the image, or with nothing if it is not here."""
-        image = await self._images.find(_name(request.image))
-        if image is None:
-            return pb.ImageStatusResponse()
-        info = info_of(image) if request.verbose else None
-        return pb.ImageStatusResponse(image=_to_proto(image), info=info)
+        """Answer with the image, or with nothing if it is not here; verbosely also with how far pulls of it are."""
+        name = _name(request.image)
+        image = await self._images.find(name)
+        info = info_of(image) if image and request.verbose else {}
+        if request.verbose and (pulls := self._images.pulls(name)):
+            info["pulls"] = msgspec.json.encode(pulls).decode()
+        return pb.ImageStatusResponse(image=_to_proto(image) if image else None, info=info)
 
     async def PullImage(self, request: pb.PullImageRequest, context: Context) -> pb.PullImageResponse:
         auth = Auth(

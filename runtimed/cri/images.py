@@ -163,6 +163,24 @@ class Images:
         await self._pulls.run((str(reference), auth, snapshotter, pinned), job)
         return await self.get(_store_name(reference))
 
+    def pulls(self, name: str = "") -> Sequence[Mapping[str, object]]:
+        """Return how far each pull is that is under way, the oldest first; with *name*, those of that reference."""
+        try:
+            wanted = str(references.parse(name)) if name else ""
+        except InvalidArgument:
+            return []  # an ID
+        return [
+            {
+                "image": one.image,
+                "startedAt": one.started_at,
+                "fetchedBytes": one.fetched,
+                "totalBytes": one.total,
+                "unpackedLayers": one.unpacked,
+            }
+            for one in sorted(self._puller.running, key=lambda one: one.started_at)
+            if one.namespace == NAMESPACE and wanted in ("", one.image)
+        ]
+
     async def unpack(self, image: Image, snapshotter: str) -> None:
         """Unpack an image that is here for one more snapshotter, joining who is at it.
 

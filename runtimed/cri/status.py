@@ -7,7 +7,6 @@ import msgspec
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri.core import Core
 from runtimed.cri.handlers import Handler, Handlers
-from runtimed.cri.network import Network
 from runtimed.errors import RuntimedError
 
 _KUBE_API_VERSION = "0.1.0"  # what the CRI has always said here; kubelet compares with it
@@ -34,7 +33,7 @@ async def status(core: Core, *, verbose: bool) -> pb.StatusResponse:
         has_network.reason, has_network.message = "NetworkPluginNotReady", problem
     return pb.StatusResponse(
         status=pb.RuntimeStatus(conditions=[ready, has_network]),
-        info=await _info(handlers, network) if verbose else None,
+        info=await _info(core) if verbose else None,
         runtime_handlers=[
             _handler(core, "", handlers.default),
             *(_handler(core, handler.name, handler) for handler in handlers),
@@ -60,9 +59,10 @@ def _handler(core: Core, name: str, handler: Handler) -> pb.RuntimeHandler:
     return pb.RuntimeHandler(name=name, features=features)
 
 
-async def _info(handlers: Handlers, network: Network) -> dict[str, str]:
+async def _info(core: Core) -> dict[str, str]:
+    handlers = core.handlers
     try:
-        cni = (await network.configured()).to_json()
+        cni = (await core.network.configured()).to_json()
     except RuntimedError as exc:
         cni = {"error": str(exc)}
     config = {
@@ -75,4 +75,5 @@ async def _info(handlers: Handlers, network: Network) -> dict[str, str]:
     return {
         "config": msgspec.json.encode(config).decode(),
         "cniconfig": msgspec.json.encode(cni).decode(),
+        "pulls": msgspec.json.encode(core.images.pulls()).decode(),
     }

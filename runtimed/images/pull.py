@@ -22,6 +22,7 @@ from runtimed.images.dropping import drops
 from runtimed.images.expecting import Expecting
 from runtimed.images.progress import Progress, Report, ref_of
 from runtimed.images.repair import Repairer
+from runtimed.images.running import RunningPull
 from runtimed.images.sources import Source
 from runtimed.images.timings import ANNOTATION, Clock, Timings
 from runtimed.images.unpack import Unpacker
@@ -92,6 +93,7 @@ class Puller:
     ) -> None:
         """With *foreign_layers* they are had from the source like others; else an image that has one is refused."""
         self.listener: Callable[[Timings], None] | None = None  # hears of each pull that succeeded
+        self.running: set[RunningPull] = set()
         self._verifier = verifier or Verifier(ImageVerification(), content)
         self._content = content
         self._foreign_layers = foreign_layers
@@ -114,9 +116,10 @@ class Puller:
         is_dropping = await self._db.read(drops, namespace)
         if is_dropping and request.unpacks and request.platforms:
             request = replace(request, drops_layers=True)
-        clock = Clock(report)
+        running = RunningPull(namespace, str(source.reference), report)
+        clock = Clock(running.report)
         report = clock.report
-        async with lease_of(self._db, namespace, request.lease, fetches=True) as lease, source:
+        async with lease_of(self._db, namespace, request.lease, fetches=True) as lease, source, self._noted(running):
             report(Progress(event=f"Resolving from OCI Registry ({source.reference})"))
             root = await source.resolve()
             report(Progress(event=f"Pulling from OCI Registry ({source.reference})"))
@@ -143,6 +146,14 @@ class Puller:
         told = msgspec.structs.replace(root, annotations={ANNOTATION: msgspec.json.encode(timings).decode()})
         report(Progress(event=f"Completed pull from OCI Registry ({source.reference})", descriptor=told))
         return pulled
+
+    @asynccontextmanager
+    async def _noted(self, running: RunningPull) -> AsyncIterator[None]:
+        self.running.add(running)
+        try:
+            yield
+        finally:
+            self.running.remove(running)
 
     def check(self, request: Request) -> None:
         """Refuse a request that cannot be done. Raises NotFound: there is no such snapshotter."""

@@ -85,7 +85,8 @@ class Measures:
         found = await self._parts.database.read(_records)
         with os_errors("file system of the root directory"):
             disk = await blocking(os.statvfs, self._parts.config.root)
-        self._state.families = [*self._records(found), *self._disk(disk), *self._processes(), *self._events()]
+        self._state.families = [*self._records(found), *self._disk(disk), *self._running()]
+        self._state.families += [*self._processes(), *self._events()]
         return generate_latest(self._registry)
 
     def _records(self, found: "_Records") -> Iterator[Metric]:
@@ -97,6 +98,12 @@ class Measures:
         size, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         yield _gauge("runtimed_root_size_bytes", "Size of the root directory's file system.", "", [("", size)])
         yield _gauge("runtimed_root_available_bytes", "What of that is free.", "", [("", free)])
+
+    def _running(self) -> Iterator[Metric]:
+        pulls = self._parts.transfer.puller.running
+        sizes = (("fetched", sum(one.fetched for one in pulls)), ("total", sum(one.total for one in pulls)))
+        yield _gauge("runtimed_image_pulls_running", "Pulls under way.", "", [("", len(pulls))])
+        yield _gauge("runtimed_image_pulls_running_bytes", "Bytes of their blobs.", "state", sizes)
 
     def _processes(self) -> Iterator[Metric]:
         holdings, pool = self._parts.tasks.holdings(), self._parts.pool

@@ -1,12 +1,18 @@
 """Runtime handlers with another snapshotter than the default one's, and images that may not be used."""
 
+import http.client
+import json
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import grpc
 import pytest
 
 from runtimed.api import cri_pb2 as pb
 from tests.cri import TIMEOUT_S, cri_daemon
+from tests.fakes.registry import FakeRegistry
 from tests.images.busybox import NAME, PLATFORM, busybox
 from tests.images.layouts import Layout
 
@@ -15,7 +21,9 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
 SETTINGS = """[cri.runtimes.other]
 snapshotter = "native"
 [image_verification]
-directory = "{}"
+directory = "{0}"
+[metrics]
+address = "{0}/metrics.sock"
 """
 VERIFIER = """#!/bin/sh
 case "$2" in *forbidden*) echo no signature of ours; exit 1;; esac
@@ -23,10 +31,16 @@ case "$2" in *forbidden*) echo no signature of ours; exit 1;; esac
 
 
 @pytest.fixture(scope="module")
-def cri(tmp_path_factory):
-    programs = tmp_path_factory.mktemp("verifiers")
-    (programs / "policy").write_text(VERIFIER)
-    (programs / "policy").chmod(0o755)
+def programs(tmp_path_factory):
+    """The directory of the verifier, and of the socket for metrics."""
+    path = tmp_path_factory.mktemp("node")
+    (path / "policy").write_text(VERIFIER)
+    (path / "policy").chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cri(programs):
     with cri_daemon(SETTINGS.format(programs)) as running:
         for handler in ("", "other"):  # the pause image stays: what is counted below is the tests' own
             running.remove_pod(running.run_pod("first", handler, network=pb.NODE))
@@ -67,6 +81,17 @@ def used(cri):
     return {one.fs_id.mountpoint.rpartition("/")[2]: one.used_bytes.value for one in found}
 
 
+def metrics(programs):
+    """Return what Prometheus is told, by name and labels."""
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    with closing(connection):
+        connection.sock.connect(str(programs / "metrics.sock"))
+        connection.request("GET", "/v1/metrics", headers={"Connection": "close"})
+        lines = connection.getresponse().read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
 def run(cri, pod, image, *mounts):
     """Run a container until it says what it sees."""
     config = cri.container_config("main", "exec sleep 600", image=image, mounts=mounts)
@@ -104,6 +129,40 @@ def test_an_image_that_was_pulled_for_no_handler_runs_with_each_and_is_freed_fro
         cri.remove_pod(pod)
     remove(cri, image)
     assert (snapshots(cri, "overlayfs"), snapshots(cri, "native")) == there
+
+
+def test_how_far_a_pull_is_can_be_seen_while_it_runs(cri, programs, tmp_path):
+    def pulls_told():
+        request = pb.ImageStatusRequest(image=pb.ImageSpec(image=name), verbose=True)
+        of_image = cri.images.ImageStatus(request, timeout=TIMEOUT_S)
+        info = cri.runtime.Status(pb.StatusRequest(verbose=True), timeout=TIMEOUT_S).info
+        assert not of_image.HasField("image")
+        assert json.loads(of_image.info["pulls"]) == json.loads(info["pulls"])
+        return json.loads(info["pulls"])
+
+    layout = Layout(tmp_path / "layout")
+    layer = layout.layer({"etc/test": b"slow"})
+    layout.image("1", [layer], platform=PLATFORM)
+    with FakeRegistry() as registry, ThreadPoolExecutor(1) as threads:
+        registry.add(layout.root, "slow")
+        name = f"{registry.host}/slow:1"
+        fault = registry.hold(layer.digest)
+        pulling = threads.submit(pull, cri, name)
+        try:
+            assert fault.reached.wait(TIMEOUT_S)
+            [told] = pulls_told()
+            assert (told["image"], told["unpackedLayers"]) == (name, 0)
+            assert told["totalBytes"] - told["fetchedBytes"] == layer.descriptor["size"]
+            measured = metrics(programs)
+            assert measured["runtimed_image_pulls_running"] == 1
+            assert measured['runtimed_image_pulls_running_bytes{state="fetched"}'] == told["fetchedBytes"] > 0
+            assert measured['runtimed_image_pulls_running_bytes{state="total"}'] == told["totalBytes"]
+        finally:
+            fault.let_go()
+        pulling.result()
+    assert json.loads(cri.runtime.Status(pb.StatusRequest(verbose=True), timeout=TIMEOUT_S).info["pulls"]) == []
+    assert metrics(programs)["runtimed_image_pulls_running"] == 0
+    remove(cri, name)
 
 
 def test_a_handler_that_is_not_configured_gets_no_image(cri, image):

@@ -122,7 +122,11 @@ async def test_a_registry_that_begins_anew_is_followed(pool, fetching):
     assert fetching.path.read_bytes() == BLOB
 
 
-@pytest.mark.parametrize("blob", [b"no gzip at all", BLOB[:-9], BLOB + b"more", gzip.compress(b"no tar" * 1000)])
+@pytest.mark.parametrize(
+    "blob",
+    [b"no gzip at all", BLOB[:-9], BLOB + b"more", gzip.compress(b"no tar" * 1000)],
+    ids=["no gzip", "cut", "more after it", "no tar"],
+)
 async def test_a_bad_layer_is_fetched_and_not_received(pool, fetching, blob):
     expected = fetching.expect(blob)
     assert await fetching.fetch(sending(blob), blob) == digest.of(blob)

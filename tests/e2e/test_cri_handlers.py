@@ -165,6 +165,25 @@ def test_how_far_a_pull_is_can_be_seen_while_it_runs(cri, programs, tmp_path):
     remove(cri, name)
 
 
+def test_where_layers_are_not_kept_any_more_who_needs_them_is_told_to_pull(cri, registry, tmp_path):
+    layout = Layout(tmp_path / "layout")
+    layer = layout.layer({"etc/test": b"dropped"})
+    layout.image("one", [layer], platform=PLATFORM, run={"Cmd": ["/x"]})
+    name = registry.push(layout.root, "handlers/dropped:1", source="one")
+    pull(cri, name)
+    ctr(cri, "content", "rm", layer.digest)
+    pod = cri.run_pod("pod", "other", network=pb.NODE)
+    config = cri.container_config("main", image=name)
+    with pytest.raises(grpc.RpcError) as failed:
+        cri.create(pod, config)
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+    assert f"image {name} is not unpacked for snapshotter 'native', and blob {layer.digest} of it" in str(failed.value)
+    pull(cri, name, "other")
+    cri.create(pod, config)
+    cri.remove_pod(pod)
+    remove(cri, name)
+
+
 def test_a_handler_that_is_not_configured_gets_no_image(cri, image):
     with pytest.raises(grpc.RpcError) as failed:
         pull(cri, image, "missing")

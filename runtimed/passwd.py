@@ -9,8 +9,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from runtimed.errors import InvalidArgument, NotFound, os_errors
 from runtimed.oci.runtime_spec import ROOT, User
@@ -35,8 +36,7 @@ def numeric(text: str) -> User | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(msgspec.Struct, frozen=True):
     """A line of etc/passwd, or a number that it does not have (with no name)."""
 
     name: str

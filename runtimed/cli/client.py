@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from runtimed.client import Client, connect
 from runtimed.client.connection import DaemonLost, service
@@ -11,8 +12,7 @@ from runtimed.client.connection import DaemonLost, service
 __all__ = ["Client", "DaemonLost", "Settings", "run", "service"]
 
 
-@dataclass(slots=True)
-class Settings:
+class Settings(msgspec.Struct):
     """The global options."""
 
     address: str = ""  # a path, or unix:///path

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from runtimed.oci import container_spec, runtime_spec
 from runtimed.threads import blocking
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given(ProcessOptions):
+class Given(ProcessOptions, frozen=True, kw_only=True):
     """The options of exec."""
 
     interactive: bool

@@ -3,11 +3,11 @@
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from runtimed.errors import InvalidArgument, NotFound, os_errors
 from runtimed.oci.container_spec import ALL_CAPABILITIES
@@ -20,8 +20,7 @@ _SIZE = re.compile(r"([0-9]{1,15})([bkmgt]?)(?:i?b)?")
 _MAX_ENV_FILE = 1 << 20  # bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessOptions:
+class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What :func:`process` declares, and ``-t``."""
 
     tty: bool
@@ -31,8 +30,7 @@ class ProcessOptions:
     user: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerOptions(ProcessOptions):
+class ContainerOptions(ProcessOptions, frozen=True, kw_only=True):
     """What :func:`container` declares, too."""
 
     volume: tuple[str, ...]

@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,7 @@ from runtimed.threads import blocking
 _LOG_SCHEMES = ("file", "cri", "binary")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given(ContainerOptions):
+class Given(ContainerOptions, frozen=True, kw_only=True):
     """The options of run."""
 
     remove: bool

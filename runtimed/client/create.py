@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from google.protobuf.any_pb2 import Any
 
 from runtimed import labels, passwd
@@ -34,8 +34,7 @@ _ADJECTIVES = (
 _ANIMALS = "badger crane deer eagle falcon finch fox hare heron lynx marten otter owl raven robin seal stork wren"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to create."""
 
     id: str
@@ -44,7 +43,7 @@ class Plan:
     snapshotter: str
     runtime: str
     user: str = ""  # "" is the image's
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = {}
 
 
 def random_id() -> str:
@@ -74,7 +73,7 @@ async def create(client: Connection, plan: Plan, options: Options, steps: Rollba
     """
     await ensure_unpacked(client, plan.image, plan.snapshotter)
     user = await _user(client, plan)
-    spec = container_spec(plan.image.execution, replace(options, user=user))
+    spec = container_spec(plan.image.execution, msgspec.structs.replace(options, user=user))
     record = containers.Container(
         id=plan.id,
         labels=plan.labels,

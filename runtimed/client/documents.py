@@ -1,6 +1,6 @@
 """What an image is made of, read from the daemon's content store."""
 
-from dataclasses import dataclass
+import msgspec
 
 from runtimed.api import content_pb2 as content
 from runtimed.api import images_pb2 as images
@@ -16,8 +16,7 @@ from runtimed.oci.manifest import Execution, ImageConfig, Manifest
 _MAX_DEPTH = 4  # an index in an index is allowed; a chain of them is not an image
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Documents:
+class Documents(msgspec.Struct, frozen=True, kw_only=True):
     """An image for one platform."""
 
     descriptor: Descriptor  # the manifest's

@@ -8,7 +8,8 @@ for it by name. Nothing in an image becomes an annotation, a hook or a mount.
 
 import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from runtimed.errors import InvalidArgument
 from runtimed.oci.manifest import Execution
@@ -81,8 +82,7 @@ _MIN_CPU_QUOTA_US = 1000  # the kernel's minimum
 _MIN_MEMORY = 6 << 20  # bytes; less does not suffice for the runtime's own start, as Docker found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asks for beyond, or instead of, what the image says."""
 
     args: Sequence[str] = ()  # instead of the image's Cmd

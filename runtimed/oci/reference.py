@@ -12,8 +12,9 @@ long or odd, makes it slow.
 
 import ipaddress
 import re
-from dataclasses import dataclass, replace
 from typing import NoReturn
+
+import msgspec
 
 from runtimed.errors import InvalidArgument
 from runtimed.oci import digest as digests
@@ -32,8 +33,7 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """Where an image is kept and which one is meant. ``str()`` is the full name, which images have in the store."""
 
     host: str  # with the port, if one was given
@@ -58,7 +58,7 @@ class Reference:
 
     def with_digest(self, digest: str) -> "Reference":
         """Return the reference to exactly *digest* in the same repository."""
-        return replace(self, tag="", digest=digest)
+        return msgspec.structs.replace(self, tag="", digest=digest)
 
 
 def parse(text: str) -> Reference:

@@ -141,3 +141,24 @@ def test_the_daemon_loads_without_what_it_may_never_use():
     # What serves Kubernetes' streams and speaks to registries, to proxy snapshotters, to the network.
     seldom = {"aiohttp", "grpc", "pyroute2", "yaml", "http.client", "multiprocessing", "unittest", "click"}
     assert not seldom & set(loaded.stdout.split())
+
+
+def test_rctl_run_loads_without_what_it_seldom_uses():
+    code = """
+import os, sys
+from runtimed.cli import program
+sys.argv = ["rctl", "--address", "/nonexistent", "run", "--rm", "image"]
+def end(status):
+    loaded = [name for name, module in sys.modules.items() if not isinstance(module, program.Later)]
+    os.write(1, " ".join(loaded).encode())
+    raise SystemExit
+os._exit = end
+program.main()
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    modules = set(loaded.stdout.split())
+    assert "runtimed.cli.run" in modules
+    seldom = {"ast", "dataclasses", "decimal", "dis", "hashlib", "inspect", "json", "linecache", "platform", "shutil"}
+    seldom |= {"ssl", "textwrap", "tokenize", "traceback", "uuid", "asyncio.sslproto", "msgspec.inspect"}
+    seldom |= {"grpc", "ctypes", "typing_extensions", "runtimed.cli.pull", "runtimed.client.containers"}
+    assert seldom & modules == set()

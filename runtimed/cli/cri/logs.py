@@ -2,11 +2,11 @@
 
 import re
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 import click
+from msgspec import structs
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cli import complete
@@ -81,4 +81,4 @@ def logs_command(
         return 0
 
     # What tells the end of the container is containerd's API, where it is in this namespace.
-    return run(replace(settings, namespace=NAMESPACE), work)
+    return run(structs.replace(settings, namespace=NAMESPACE), work)

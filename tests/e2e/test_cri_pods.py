@@ -260,7 +260,8 @@ def test_the_address_range_of_the_node_reaches_the_plugins_that_ask_for_it(cri):
         request = pb.UpdateRuntimeConfigRequest(runtime_config=pb.RuntimeConfig(network_config=network))
         cri.runtime.UpdateRuntimeConfig(request, timeout=TIMEOUT_S)
 
-    bridge = cri.bridge_plugin() | {"capabilities": {"ipRanges": True}, "isGateway": False}
+    own = f"{cri.bridge}r"  # without an address: the others' must have one
+    bridge = cri.bridge_plugin() | {"capabilities": {"ipRanges": True}, "isGateway": False, "bridge": own}
     bridge["ipam"] = {"type": "host-local", "dataDir": bridge["ipam"]["dataDir"]}  # nothing but what it is told
     ranges = [f"{cri.subnet}.64/28", f"{cri.subnet}.128/28"]
     update(", ".join(ranges))
@@ -275,6 +276,7 @@ def test_the_address_range_of_the_node_reaches_the_plugins_that_ask_for_it(cri):
     finally:
         cri.write_network()
         update("")
+        subprocess.run(["ip", "link", "del", own], capture_output=True, check=True)
 
 
 def test_a_verbose_status_says_whether_a_pods_network_is_as_it_was_made(cri):

@@ -39,7 +39,7 @@ def test_a_module_is_loaded_when_it_is_asked_for_what_it_was_not_given(monkeypat
         _ = later.no_such_thing
 
 
-def test_what_waspostponed_works_when_it_is_used():
+def test_what_was_postponed_works_when_it_is_used():
     code = """
 from runtimed.cli.program import postpone
 postpone()

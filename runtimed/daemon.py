@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtimed import config, directories
 from runtimed.config import Config
-from runtimed.errors import PermissionDenied, RuntimedError
-from runtimed.linux import rlimit
+from runtimed.errors import FailedPrecondition, PermissionDenied, RuntimedError
+from runtimed.linux import chroot, rlimit
 
 if TYPE_CHECKING:
     from runtimed.server.parts import Listeners
@@ -115,6 +115,11 @@ def _serve(args: argparse.Namespace) -> int:
     loaded = _load(args)
     if os.geteuid() != 0:
         raise PermissionDenied("containers need root: run it as root, e.g. with sudo")
+    if chroot.is_chroot():
+        raise FailedPrecondition(
+            "this is a chroot, where commands in containers would see the files of the host:"
+            " give the daemon a mount namespace with this root (pivot_root, systemd-nspawn, RootDirectory= in a unit)"
+        )
     # SIGHUP must not end the daemon, not even now. No SIG_IGN: children would inherit that.
     signal.signal(signal.SIGHUP, lambda *_: None)
     _set_up_process()

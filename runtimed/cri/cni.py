@@ -7,7 +7,7 @@ stdout. ADD runs the plugins of a list in their order, each given what the one b
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,15 +164,8 @@ class Plugins:
 
     async def delete(self, network: NetworkList, attachment: Attachment, result: Json | None) -> None:
         """Detach, also what was attached only in part. Every plugin is asked; the first failure is raised."""
-        failures: list[Exception] = []
         known = result if network.version != "0.3.1" else None
-        for plugin in reversed(network.plugins):
-            try:
-                await self._command("DEL", network, plugin, attachment, known)
-            except RuntimedError as exc:
-                failures.append(exc)
-        if failures:
-            raise failures[0]
+        await _all(self._command("DEL", network, plugin, attachment, known) for plugin in reversed(network.plugins))
 
     async def gc(self, network: NetworkList, valid: Sequence[tuple[str, str]]) -> None:
         """Tell the plugins which attachments (container ID, interface) there are; they free what others had.
@@ -182,14 +175,7 @@ class Plugins:
         if network.version != "1.1.0" or network.disable_gc:
             return
         known = {"cni.dev/valid-attachments": [{"containerID": id, "ifname": name} for id, name in valid]}
-        failures: list[Exception] = []
-        for plugin in network.plugins:
-            try:
-                await self._command("GC", network, {**plugin, **known}, None, None)
-            except RuntimedError as exc:
-                failures.append(exc)
-        if failures:
-            raise failures[0]
+        await _all(self._command("GC", network, {**plugin, **known}, None, None) for plugin in network.plugins)
 
     async def status(self, network: NetworkList) -> None:
         """Ask whether ADD would work now. Raises Unavailable with what the plugin says, Internal."""
@@ -260,6 +246,18 @@ class Plugins:
                         os.killpg(process.pid, signal.SIGKILL)
                     await process.wait()
             return status, os.pread(out.fileno(), _LARGEST, 0), os.pread(err.fileno(), _LARGEST, 0)
+
+
+async def _all(commands: Iterable[Coroutine[Any, Any, Json | None]]) -> None:
+    """Await each, whatever the others answer. Raises the first failure."""
+    failures: list[RuntimedError] = []
+    for command in commands:
+        try:
+            await command
+        except RuntimedError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]
 
 
 def addresses(result: Json) -> list[str]:

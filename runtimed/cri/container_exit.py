@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
@@ -17,7 +16,7 @@ from runtimed.cri.sandbox_status import publish
 from runtimed.cri.state import Container, Sandbox
 from runtimed.errors import ResourceExhausted, RuntimedError
 from runtimed.events import EventBus
-from runtimed.tasks import client
+from runtimed.tasks import client, pids
 from runtimed.tasks.client import Exit, Status
 from runtimed.threads import blocking
 
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 OOM_KILLED = "OOMKilled"
 _UNSEEN = 255  # containerd's too: nobody knows how it ended
 _TOLD_WITHIN_S = 2.0  # from the end of a first process to the word of it; more only if the daemon has much to do
-_PF_EXITING = 0x4  # include/linux/sched.h; in what proc_pid_stat(5) has as flags
 
 
 async def watch(core: Core, events: EventBus, ready: asyncio.Event) -> None:
@@ -105,7 +103,7 @@ async def has_ended(container: Container) -> bool:
 
     With that the kernel kills all others, and starts no more, some time before anybody is told.
     """
-    if container.state == pb.CONTAINER_RUNNING and await blocking(_is_exiting, container.pid):
+    if container.state == pb.CONTAINER_RUNNING and await blocking(pids.is_ending, container.pid):
         with suppress(TimeoutError):
             async with asyncio.timeout(_TOLD_WITHIN_S):
                 await container.ended.wait()
@@ -137,15 +135,6 @@ def _is_anothers(container: Container, exit: Exit) -> bool:
     """Say whether *exit* is that of an earlier task of a container: one that a daemon was killed before it started."""
     is_unstarted = container.state == pb.CONTAINER_CREATED
     return is_unstarted or bool(exit.pid and container.pid and exit.pid != container.pid)
-
-
-def _is_exiting(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return True
-    state, *fields = stat.rpartition(b")")[2].split()  # behind the name, which may hold blanks and parentheses
-    return state in {b"Z", b"X"} or bool(int(fields[5]) & _PF_EXITING)
 
 
 async def _sandbox_ended(core: Core, sandbox: Sandbox) -> None:

@@ -114,8 +114,8 @@ class Execution:
         process = await _process_of(self._core, self._container)
         process |= {"args": list(command), "terminal": tty}
         process.pop("consoleSize", None)
-        if tty and isinstance(process.get("env"), list):
-            process["env"] = [*process["env"], "TERM=xterm"]  # type: ignore[misc]
+        if tty and isinstance(env := process.get("env"), list):
+            process["env"] = [*env, "TERM=xterm"]
         self.fds = await blocking(pipes.make, self._directory, streams)
         stdio = Stdio(**{name: str(self._directory / name) for name in streams}, terminal=tty)
         spec = Opaque(PROCESS_TYPE_URL, msgspec.json.encode(process))

@@ -56,3 +56,12 @@ def test_one_is_killed_where_many_descriptors_are_open():
         for fd in held:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_at_its_end_is_told_from_one_that_lives():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert not pids.is_ending(process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert pids.is_ending(process.pid)
+    assert pids.is_ending(process.pid)

@@ -57,10 +57,11 @@ class Accounts:
         with os_errors(f"rootfs {root}"):
             root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._users = list(_entries(root_fd, "etc/passwd"))
-            self._groups = list(_entries(root_fd, "etc/group"))
+            users, groups = _read(root_fd, "etc/passwd"), _read(root_fd, "etc/group")
         finally:
             os.close(root_fd)
+        self.size = len(users) + len(groups)  # bytes of both files
+        self._users, self._groups = list(_entries(users)), list(_entries(groups))
 
     def user(self, user: int | str) -> Account:
         """Return the account of *user*; a number that has none is that user, with group 0.
@@ -157,8 +158,8 @@ def _id(fields: list[str]) -> int | None:
     return int(fields[2]) if int(fields[2]) <= MAX_ID else None
 
 
-def _entries(root_fd: int, path: str) -> Iterator[list[str]]:
-    for line in _read(root_fd, path).decode(errors="replace").split("\n"):
+def _entries(text: bytes) -> Iterator[list[str]]:
+    for line in text.decode(errors="replace").split("\n"):
         if line and not line.startswith("#"):
             yield line.split(":")
 

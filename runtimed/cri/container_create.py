@@ -16,6 +16,7 @@ from runtimed.cri.images import Image
 from runtimed.cri.namespaces import id_ranges
 from runtimed.cri.records import ContainerRecord
 from runtimed.cri.request import ContainerSpecRequest
+from runtimed.cri.rootfs import Rootfs
 from runtimed.cri.sandbox_status import publish
 from runtimed.cri.spec import container_spec
 from runtimed.cri.state import Container, Sandbox, container_name
@@ -99,7 +100,8 @@ def _record(
     handler = core.handlers.get(sandbox.handler)
     name = config.image.user_specified_image or config.image.image
     # Without an upperdir: taking that off has the kernel bring the whole file system below it to disk.
-    with mounted_temporarily(read_only(mounts), core.mountpoints()) as root:
+    root = mounted_temporarily(read_only(mounts), core.mountpoints())
+    with Rootfs(root, image.contents.chain_id, core.known_accounts) as rootfs:
         request = ContainerSpecRequest(
             container_id=container.id,
             sandbox_id=sandbox.id,
@@ -109,7 +111,7 @@ def _record(
             image=image.contents.config.config or Execution(),
             image_name=name,
             netns=sandbox.record.netns,
-            root=root,
+            rootfs=rootfs,
             directory=core.container_directory(container.id),
             sandbox_directory=core.files(sandbox),
             mapped_volumes=mapped_volumes.directory(core, container.id),

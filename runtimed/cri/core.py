@@ -18,6 +18,7 @@ from runtimed.cri.namespaces import snapshot_labels
 from runtimed.cri.network import Network
 from runtimed.cri.operations import Operations
 from runtimed.cri.records import ContainerRecord, SandboxRecord
+from runtimed.cri.rootfs import KnownAccounts
 from runtimed.cri.sampler import Sampler
 from runtimed.cri.state import Sandbox, State
 from runtimed.errors import NotFound
@@ -50,6 +51,7 @@ class Core:
     events: ContainerEvents = field(default_factory=ContainerEvents)
     operations: Operations = field(default_factory=Operations)
     hooks: Hooks = field(default_factory=Hooks)
+    known_accounts: KnownAccounts = field(default_factory=KnownAccounts)
     _pause: Image | None = None
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 

@@ -218,7 +218,9 @@ def _volumes(request: ContainerSpecRequest, taken: set[str]) -> list[Mount]:
         where = destination(path)
         if where in taken or any(mount.destination == where for mount in found):
             continue
-        source = volumes.make(request.root, where, request.directory / "volumes" / str(number), request.sandbox_config)
+        source = volumes.make(
+            request.rootfs.path(), where, request.directory / "volumes" / str(number), request.sandbox_config
+        )
         found.append(Mount(destination=where, type="bind", source=str(source), options=("rbind", "rprivate", "rw")))
     return found
 

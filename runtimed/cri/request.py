@@ -6,6 +6,7 @@ from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.config import BlockIoClass
+from runtimed.cri.rootfs import Rootfs
 from runtimed.oci.manifest import Execution
 from runtimed.oci.runtime_spec import Rlimit
 
@@ -52,7 +53,7 @@ class ContainerSpecRequest:
     image: Execution
     image_name: str = ""
     netns: str = ""  # a path; "" with the host's network
-    root: Path  # where the root file system is mounted now, to read users and to copy the image's volumes
+    rootfs: Rootfs  # to read users and to copy the image's volumes
     directory: Path  # of the container: the image's volumes are made below it
     sandbox_directory: Path  # hostname, hosts, resolv.conf, shm
     target_pid: int | None = None  # whose pid namespace it joins in mode TARGET

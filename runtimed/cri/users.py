@@ -18,7 +18,7 @@ def user_of(request: ContainerSpecRequest) -> User:
     """
     context = request.config.linux.security_context
     user, group = _asked(context, request.image.user or "")
-    accounts = passwd.Accounts(request.root)
+    accounts = request.rootfs.accounts()
     account = accounts.user(user)
     gid = account.gid if group is None else accounts.group(group)
     further = {_number(id, "supplemental group") for id in context.supplemental_groups}

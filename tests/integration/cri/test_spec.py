@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri.request import ContainerSpecRequest, SandboxSpecRequest
+from runtimed.cri.rootfs import Rootfs
 from runtimed.cri.spec import container_spec, sandbox_spec
 from runtimed.oci.manifest import Execution
 
@@ -115,7 +117,7 @@ def test_a_container_runs_in_its_pod_as_asked(runc, directory, user_namespace):
             config=config,
             sandbox_config=pod,
             image=Execution(volumes={"/vol": msgspec.Raw(b"{}")}),
-            root=directory / "container/rootfs",
+            rootfs=Rootfs(nullcontext(directory / "container/rootfs")),
             directory=directory / "own",
             mapped_volumes=directory / "mapped",
             sandbox_directory=sandbox,

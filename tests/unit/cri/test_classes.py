@@ -1,6 +1,7 @@
 """Classes of block I/O and RDT: whose annotation counts, what they are in the spec, what is said of a wrong one."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from runtimed.api import cri_pb2 as pb
 from runtimed.config import BlockIoClass
 from runtimed.cri import classes
 from runtimed.cri.request import ContainerSpecRequest, HandlerRules
+from runtimed.cri.rootfs import Rootfs
 from runtimed.errors import FailedPrecondition, InvalidArgument, NotFound
 from runtimed.oci.manifest import Execution
 from runtimed.oci.runtime_spec import BlockIo, Device, IntelRdt, ThrottleDevice
@@ -34,7 +36,7 @@ def request(config=None, pod=None, **rules):
         config=pb.ContainerConfig(metadata=pb.ContainerMetadata(name="main"), annotations=config),
         sandbox_config=pb.PodSandboxConfig(annotations=pod),
         image=Execution(),
-        root=Path("/root"),
+        rootfs=Rootfs(nullcontext(Path("/root"))),
         directory=Path("/container"),
         sandbox_directory=Path("/sandbox"),
         mapped_volumes=Path("/mapped"),

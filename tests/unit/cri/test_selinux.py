@@ -1,12 +1,14 @@
 """SELinux labels of pods and containers, on a machine that has it and on one that has not."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.cri import selinux
 from runtimed.cri.request import ContainerSpecRequest, SandboxSpecRequest
+from runtimed.cri.rootfs import Rootfs
 from runtimed.cri.spec import container_spec, sandbox_spec
 from runtimed.errors import InvalidArgument
 from runtimed.oci.manifest import Execution
@@ -47,7 +49,7 @@ def labels(tmp_path):
             config=pb.ContainerConfig(command=["/x"], linux=pb.LinuxContainerConfig(security_context=security)),
             sandbox_config=pb.PodSandboxConfig(linux=pb.LinuxPodSandboxConfig(security_context=pod)),
             image=Execution(),
-            root=tmp_path / "root",
+            rootfs=Rootfs(nullcontext(tmp_path / "root")),
             directory=tmp_path / "container",
             sandbox_directory=tmp_path / "sandbox",
             mapped_volumes=tmp_path / "mapped",

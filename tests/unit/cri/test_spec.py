@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from runtimed.cri.annotations import allowed
 from runtimed.cri.cgroup_path import cgroups_path
 from runtimed.cri.namespaces import user_mappings
 from runtimed.cri.request import ContainerSpecRequest, HandlerRules, SandboxSpecRequest
+from runtimed.cri.rootfs import Rootfs
 from runtimed.cri.spec import container_spec, sandbox_spec
 from runtimed.errors import InvalidArgument, NotFound, PermissionDenied
 from runtimed.oci.container_spec import DEFAULT_CAPABILITIES, MASKED_PATHS
@@ -43,7 +45,7 @@ def make(tmp_path):
             config=config,
             sandbox_config=sandbox or pb.PodSandboxConfig(),
             image=image or Execution(),
-            root=root,
+            rootfs=Rootfs(nullcontext(root)),
             directory=tmp_path / "container",
             sandbox_directory=tmp_path / "sandbox",
             mapped_volumes=tmp_path / "mapped",

@@ -13,6 +13,8 @@ import pytest
 # Before grpc is loaded anywhere: tests of the shim fork this process, and grpc's handlers would abort in the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+from tests.images.busybox import NAME
+from tests.images.busybox import busybox as busybox_layout
 from tests.registry import Registry, docker_registry
 from tests.verdict import Verdict
 
@@ -40,6 +42,12 @@ def registry() -> Iterator[Registry]:
     """Debian's docker-registry, shared by all tests: push under names of your own."""
     with docker_registry() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def busybox(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The reference of a busybox image in the registry."""
+    return registry.push(busybox_layout(tmp_path_factory.mktemp("busybox") / "layout"), "e2e/busybox:1", source=NAME)
 
 
 # Where something of ours, or of what we drive, could be left lying.

@@ -6,15 +6,6 @@ import pytest
 
 from tests.cri import Cri, cri_daemon
 from tests.daemon import PrivateDaemon, private_daemon
-from tests.images.busybox import NAME
-from tests.images.busybox import busybox as busybox_layout
-from tests.registry import Registry
-
-
-@pytest.fixture(scope="session")
-def busybox(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The reference of a busybox image in the registry."""
-    return registry.push(busybox_layout(tmp_path_factory.mktemp("busybox") / "layout"), "e2e/busybox:1", source=NAME)
 
 
 @pytest.fixture(scope="module")

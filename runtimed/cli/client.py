@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from runtimed.client import Client, connect
-from runtimed.client.connection import DaemonLost, service
+from runtimed.client.connection import DaemonLost, service, together
 
-__all__ = ["Client", "DaemonLost", "Settings", "run", "service"]
+__all__ = ["Client", "DaemonLost", "Settings", "run", "service", "together"]
 
 
 class Settings(msgspec.Struct):

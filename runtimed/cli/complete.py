@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 _LIMIT_S = 2  # somebody waits for the next character
 # A shell puts a name into the command line as it is: what it would not take for one word does not belong there.
-_WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
-_DOCKER_HUB = re.compile(r"^docker\.io/(library/)?")
+_WORD = r"[A-Za-z0-9_./:@+-]+"
+_DOCKER_HUB = r"^docker\.io/(library/)?"
 
 
 def _completion(listed: Callable[["Client", str], AsyncIterator[str]]) -> Complete:
@@ -29,7 +29,9 @@ def _completion(listed: Callable[["Client", str], AsyncIterator[str]]) -> Comple
         except (RuntimedError, OSError, TimeoutError):
             return []
         found = dict.fromkeys(names)  # a name that several have is said once
-        return [name for name in found if name.startswith(incomplete) and name not in given and _WORD.fullmatch(name)]
+        return [
+            name for name in found if name.startswith(incomplete) and name not in given and re.fullmatch(_WORD, name)
+        ]
 
     return complete
 
@@ -54,7 +56,7 @@ async def _containers(client: "Client", incomplete: str) -> AsyncIterator[str]:
 async def _images(client: "Client", incomplete: str) -> AsyncIterator[str]:
     """Yield names as Docker writes them, in full if they are begun so."""
     async for image in client.images.list():
-        yield image.name if incomplete and image.name.startswith(incomplete) else _DOCKER_HUB.sub("", image.name)
+        yield image.name if incomplete and image.name.startswith(incomplete) else re.sub(_DOCKER_HUB, "", image.name)
 
 
 async def _containers_and_images(client: "Client", incomplete: str) -> AsyncIterator[str]:
@@ -94,7 +96,7 @@ async def _node_images(client: "Client", incomplete: str) -> AsyncIterator[str]:
 
     for image in (await client.call(IMAGES.ListImages, pb.ListImagesRequest())).images:
         for name in image.repo_tags:
-            yield name if incomplete and name.startswith(incomplete) else _DOCKER_HUB.sub("", name)
+            yield name if incomplete and name.startswith(incomplete) else re.sub(_DOCKER_HUB, "", name)
 
 
 containers = _completion(_containers)

@@ -16,7 +16,7 @@ from runtimed.oci.runtime_spec import Mount
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"([0-9]{1,15})([bkmgt]?)(?:i?b)?")
+_SIZE = r"([0-9]{1,15})([bkmgt]?)(?:i?b)?"
 _MAX_ENV_FILE = 1 << 20  # bytes
 
 
@@ -172,7 +172,7 @@ def memory(text: str | None) -> int | None:
     """Return a size like ``512m`` in bytes (units of 1024). Raises InvalidArgument."""
     if text is None:
         return None
-    match = _SIZE.fullmatch(text.strip().lower())
+    match = re.fullmatch(_SIZE, text.strip().lower())
     if not match:
         raise InvalidArgument(f"size {text!r} is not a number with b, k, m or g, as 512m")
     return int(match[1]) * _UNITS[match[2]]

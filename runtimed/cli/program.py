@@ -7,14 +7,17 @@ import, rctl never uses, or seldom; that is loaded when something is first asked
 import gc
 import importlib
 import sys
-from types import ModuleType
+from collections.abc import Callable
+from functools import partial
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 _WHEN_USED = (
     *("ast", "linecache", "platform", "textwrap"),
-    *("asyncio.sslproto", "asyncio.staggered", "calendar", "decimal", "hashlib", "inspect", "ipaddress", "json"),
-    *("locale", "msgspec.inspect", "msgspec.toml", "msgspec.yaml", "ntpath", "shlex"),
-    *("termios", "traceback", "tty", "uuid"),
+    *("asyncio.sslproto", "asyncio.staggered", "calendar", "datetime", "decimal", "gettext", "hashlib", "inspect"),
+    *("ipaddress", "json", "locale", "msgspec._json_schema", "msgspec.inspect", "msgspec.toml"),
+    *("msgspec.yaml", "ntpath", "shlex", "string"),
+    *("subprocess", "termios", "traceback", "tty", "urllib.parse", "uuid"),
     "google.protobuf.descriptor_database",
     "google.protobuf.internal.python_edition_defaults",
     "google.protobuf.internal.python_message",
@@ -23,6 +26,9 @@ _WHEN_USED = (
 )
 # What these two import if they can, and do without: TLS, and what Python has itself since 3.11.
 _SPARED = {"asyncio": "ssl", "msgspec": "typing_extensions"}
+_PACKAGES = {"json"}
+_FOR_IMPORTERS = {"decimal", "string", "uuid"}  # what is given of these is good for the imports only
+_SHA256 = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
 
 
 class Later(ModuleType):
@@ -32,6 +38,8 @@ class Later(ModuleType):
     """
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__path__" and self.__name__ not in _PACKAGES:  # `from ... import` asks for that
+            raise AttributeError(name)
         return getattr(self.load(), name)
 
     def load(self) -> ModuleType:
@@ -44,7 +52,7 @@ class Later(ModuleType):
 
 
 class _Unknown:
-    """In the place of types that msgspec and click could convert to, and that nothing of ours is of."""
+    """In the place of types that msgspec, click and logging could make use of, and nothing of ours does."""
 
     unknown = None  # of uuid.SafeUUID
 
@@ -56,27 +64,63 @@ def cleandoc(doc: str) -> str:
     return "\n".join([first.lstrip(), *(line[margin:] for line in others)]).strip("\n")
 
 
+def is_coroutine_function(func: Any) -> bool:
+    """Say as inspect.iscoroutinefunction does whether *func* is one; asyncio asks that of each signal's handler."""
+    while isinstance(func, partial):
+        func = func.func
+    code = getattr(getattr(func, "__func__", func), "__code__", None)
+    return isinstance(code, CodeType) and bool(code.co_flags & 0x80)  # inspect.CO_COROUTINE
+
+
+def unwrap(func: Any) -> Any:
+    """Return what *func* wraps, as inspect.unwrap; asyncio asks that for the repr of a task.
+
+    signal.signal makes one of its old handler, which is asyncio.run's and has the task.
+    """
+    while hasattr(func, "__wrapped__"):
+        func = func.__wrapped__
+    return func
+
+
 def postpone() -> None:
     """Import asyncio, msgspec and click without what they do not need; the rest of it is loaded when it is used."""
     later = {name: Later(name) for name in _WHEN_USED if name not in sys.modules}
-    # What somebody takes out of them while he is imported himself.
+
+    def function(module: str, name: str) -> dict[str, Callable[..., Any]]:
+        return {name: lambda *args, **kwargs: getattr(later[module].load(), name)(*args, **kwargs)}
+
+    # What somebody takes out of them while he is imported himself, or what is as good without the rest.
     given: dict[str, dict[str, Any]] = {
+        "datetime": vars(importlib.import_module("_datetime")),  # Python has it twice, and throws its own one away
         "decimal": {"Decimal": _Unknown},
-        "inspect": {"cleandoc": cleandoc},
-        "traceback": {"extract_stack": lambda *args: later["traceback"].load().extract_stack(*args)},
+        "gettext": {"gettext": lambda text: text, "ngettext": lambda one, many, n: one if n == 1 else many},
+        # Python's own, for a few bytes; OpenSSL's is loaded by who asks for hashlib.new.
+        "hashlib": {"sha256": importlib.import_module(_SHA256).sha256},
+        "inspect": {
+            "cleandoc": cleandoc,
+            "iscoroutinefunction": is_coroutine_function,
+            "isfunction": lambda object: isinstance(object, FunctionType),
+            "unwrap": unwrap,
+        },
+        "msgspec._json_schema": function("msgspec._json_schema", "schema")
+        | function("msgspec._json_schema", "schema_components"),
+        "string": {"Formatter": _Unknown, "Template": _Unknown},
+        "subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3},
+        "traceback": function("traceback", "extract_stack"),
+        "urllib.parse": function("urllib.parse", "quote_from_bytes") | function("urllib.parse", "unquote_to_bytes"),
         "uuid": {"UUID": _Unknown, "SafeUUID": _Unknown},
     }
     for name, module in later.items():
-        vars(module).update(given.get(name, {}))
+        vars(module).update({key: value for key, value in given.get(name, {}).items() if not key.startswith("__")})
     sys.modules.update(later)
     for importer, spared in _SPARED.items():
         sys.modules[spared] = None  # type: ignore[assignment]  # importing it is an ImportError then
         importlib.import_module(importer)
         del sys.modules[spared]  # others may need it
     importlib.import_module("click")
-    for name in {"decimal", "uuid"} & later.keys():
+    for name in _FOR_IMPORTERS & later.keys():
         for attribute in given[name]:
-            del vars(later[name])[attribute]  # that was for msgspec and click; others get the true ones
+            del vars(later[name])[attribute]  # that was for msgspec, click and logging; others get the true ones
 
 
 def main() -> None:

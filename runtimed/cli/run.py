@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from runtimed.api import images_pb2 as images
 from runtimed.api import tasks_pb2 as tasks
 from runtimed.cli import complete, options, terminal
 from runtimed.cli.attach import Signals, attached, with_signals
-from runtimed.cli.client import Client, Settings, run, service
+from runtimed.cli.client import Client, Settings, run, service, together
 from runtimed.cli.options import ContainerOptions
 from runtimed.cli.output import formatted, note, print_json, print_lines
 from runtimed.client.create import Plan, create, defaults, has_cgroup_v2, random_id
@@ -24,12 +25,11 @@ from runtimed.client.process import Process
 from runtimed.client.stdio import Fifos
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError, Unavailable
 from runtimed.identifiers import validate, validate_labels
-from runtimed.linux.devices import host_devices
 from runtimed.oci import platform as platforms
 from runtimed.oci.container_spec import DEFAULT_CAPABILITIES, Options
 from runtimed.oci.descriptor import Platform
+from runtimed.oci.runtime_spec import Device
 from runtimed.rollback import Rollback
-from runtimed.threads import blocking
 
 _LOG_SCHEMES = ("file", "cri", "binary")
 
@@ -126,10 +126,17 @@ async def _run(
     args: tuple[str, ...],
     given: Given,
 ) -> int:
-    default_snapshotter, default_runtime = await defaults(client)
-    snapshotter = given.snapshotter or default_snapshotter
     platform = platforms.parse(given.platform) if given.platform else platforms.host()
-    image, content = await _image(client, settings, name, platform, snapshotter, given.pull)
+    found, (default_snapshotter, default_runtime) = await together(
+        _image(client, name, platform, given.pull), defaults(client)
+    )
+    snapshotter = given.snapshotter or default_snapshotter
+    if found is None:
+        from runtimed.cli.pull import pull_image
+
+        image = await pull_image(client, settings, name, platform=platform, snapshotter=snapshotter)
+        found = image, await documents(client, image, platform)
+    image, content = found
     labelled = options.labels(given.label)
     log_uri = await _log_uri(client, id, given) if given.detach else ""
     plan = Plan(
@@ -157,21 +164,17 @@ async def _run(
     return status
 
 
-async def _image(
-    client: Client, settings: Settings, name: str, platform: Platform, snapshotter: str, pull: str
-) -> tuple[images.Image, Documents]:
-    """Return the image and what it is made of; pulled if it is missing, in whole or for the platform, and allowed."""
-    if pull != "always":
-        try:
-            image = await find_image(client, name)
-            return image, await documents(client, image, platform)
-        except NotFound:
-            if pull == "never":
-                raise
-    from runtimed.cli.pull import pull_image
-
-    image = await pull_image(client, settings, name, platform=platform, snapshotter=snapshotter)
-    return image, await documents(client, image, platform)
+async def _image(client: Client, name: str, platform: Platform, pull: str) -> tuple[images.Image, Documents] | None:
+    """Return the image and what it is made of; None if it is to be pulled, as it is missing, or for the platform."""
+    if pull == "always":
+        return None
+    try:
+        image = await find_image(client, name)
+        return image, await documents(client, image, platform)
+    except NotFound:
+        if pull == "never":
+            raise
+    return None
 
 
 async def _run_attached(
@@ -204,6 +207,7 @@ async def _start_detached(
 ) -> None:
     if not (given.log or given.log_uri):
         from runtimed.cli import logs
+        from runtimed.threads import blocking
 
         path = await logs.default_path(client, process.container_id)
         await blocking(logs.make, path)
@@ -233,6 +237,8 @@ async def _log_uri(client: Client, id: str, given: Given) -> str:
         from runtimed.cli import logs
 
         return (await logs.default_path(client, id)).as_uri()
+    from runtimed.threads import blocking
+
     path = Path(given.log)
     if not await blocking(path.parent.is_dir):
         raise NotFound(f"directory {str(path.parent)!r} of the log")
@@ -259,6 +265,11 @@ def _options(client: Client, id: str, args: tuple[str, ...], given: Given) -> Op
     tty = given.tty
     parent = given.cgroup_parent or f"/runtimed/{client.namespace}"
     entrypoint = given.entrypoint
+    devices: Sequence[Device] = ()
+    if given.privileged:
+        from runtimed.linux.devices import host_devices
+
+        devices = host_devices()
     return Options(
         args=args,
         entrypoint=shlex.split(entrypoint) if entrypoint is not None else None,
@@ -274,7 +285,7 @@ def _options(client: Client, id: str, args: tuple[str, ...], given: Given) -> Op
         host_network=host_network,
         privileged=given.privileged,
         capabilities=options.own_capabilities() if given.privileged else DEFAULT_CAPABILITIES,
-        devices=host_devices() if given.privileged else (),
+        devices=devices,
         new_privileges=given.allow_new_privs,
         memory=options.memory(given.memory),
         cpus=given.cpus,

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,7 +28,7 @@ _MAX_SOCKET_PATH = 107  # bytes; unix(7)
 _PATIENCE_S = 15.0  # how long a restarting daemon is waited for; a restart takes a second or two
 _PROBE_S = 0.1
 _TRIES = 10  # of a patient call, so many losses or UNAVAILABLE answers
-_ONLY_A_NAME = re.compile(r"[a-z]+(?: [a-z]+)? (?:\S+|'[^']*'|\"[^\"]*\")")
+_ONLY_A_NAME = r"[a-z]+(?: [a-z]+)? (?:\S+|'[^']*'|\"[^\"]*\")"
 
 
 class DaemonLost(Unavailable):
@@ -187,6 +187,15 @@ class Connection:
             await self.call(leases.Delete, pb.DeleteRequest(id=id))
 
 
+async def together(*calls: Awaitable[Any]) -> list[Any]:
+    """Return the results of *calls*, made side by side. When one fails all have ended before its error is raised."""
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    for result in found:
+        if isinstance(result, BaseException):
+            raise result
+    return found
+
+
 def probe(path: Path) -> None:
     """Connect once. Raises DaemonLost or InvalidArgument with a note of what to do; grpc's own words say less."""
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
@@ -212,4 +221,4 @@ def probe(path: Path) -> None:
 def _with_word(exc: RuntimedError) -> RuntimedError:
     """Return an error that only names the thing (``container 'x'``) with what its class says happened to it."""
     word = {NotFound: "not found", AlreadyExists: "already exists"}.get(type(exc))
-    return type(exc)(f"{exc}: {word}") if word and _ONLY_A_NAME.fullmatch(str(exc)) else exc
+    return type(exc)(f"{exc}: {word}") if word and re.fullmatch(_ONLY_A_NAME, str(exc)) else exc

@@ -1,7 +1,7 @@
 """From an image to a container that can be started: record, snapshot, spec."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,12 @@ from runtimed.api import containers_pb2 as containers
 from runtimed.api import namespaces_pb2 as namespaces
 from runtimed.api import snapshots_pb2 as snapshots
 from runtimed.api import types_pb2 as types
-from runtimed.client.connection import Connection, service
+from runtimed.client.connection import Connection, service, together
 from runtimed.client.documents import Documents
-from runtimed.client.unpack import ensure_unpacked
 from runtimed.errors import NotFound, Unavailable
 from runtimed.oci.container_spec import Options, container_spec
 from runtimed.oci.runtime_spec import TYPE_URL, User
 from runtimed.rollback import Rollback
-from runtimed.threads import blocking
 
 if TYPE_CHECKING:
     from runtimed.mounts import Mount
@@ -71,7 +69,6 @@ async def create(client: Connection, plan: Plan, options: Options, steps: Rollba
     Raises:
         AlreadyExists: the ID is taken.
     """
-    await ensure_unpacked(client, plan.image, plan.snapshotter)
     user = await _user(client, plan)
     spec = container_spec(plan.image.execution, msgspec.structs.replace(options, user=user))
     record = containers.Container(
@@ -83,19 +80,50 @@ async def create(client: Connection, plan: Plan, options: Options, steps: Rollba
         snapshotter=plan.snapshotter,
         snapshot_key=plan.id,
     )
-    # The record first: it claims the ID, and refers to the snapshot before there is one that could be collected.
-    stub = service(containers, "Containers")
+    undo = _Undo()
+    steps.undo("remove the container and its snapshot", undo.run)
+    # The record is sent, and written, first: without it the snapshot could be collected, as nothing referred to it.
+    _, mounts = await together(_create_record(client, record, undo), _prepare(client, plan, undo))
+    return mounts  # type: ignore[no-any-return]
+
+
+class _Undo:
+    """What undoes the steps that have been done, side by side."""
+
+    def __init__(self) -> None:
+        self.steps: list[Callable[[], Awaitable[None]]] = []
+
+    async def run(self) -> None:
+        await together(*(step() for step in self.steps))
+
+
+async def _create_record(client: Connection, record: containers.Container, undo: _Undo) -> None:
     try:
-        await client.call(stub.Create, containers.CreateContainerRequest(container=record))
+        request = containers.CreateContainerRequest(container=record)
+        await client.call(service(containers, "Containers").Create, request)
     except Unavailable as exc:
         # Not undone: were the ID taken by then, it would be somebody else's that is deleted.
-        exc.add_note(f"container {plan.id!r} may have been made; see 'rctl ps -a'")
+        exc.add_note(f"container {record.id!r} may have been made; see 'rctl ps -a'")
         raise
-    steps.undo("delete the container", delete_container, client, plan.id)
-    prepare = snapshots.PrepareSnapshotRequest(snapshotter=plan.snapshotter, key=plan.id, parent=plan.image.chain_id)
-    prepared = await client.call(service(snapshots, "Snapshots").Prepare, prepare)
-    steps.undo("remove the snapshot", remove_snapshot, client, plan.snapshotter, plan.id)
+    undo.steps.append(lambda: delete_container(client, record.id))
+
+
+async def _prepare(client: Connection, plan: Plan, undo: _Undo) -> list[types.Mount]:
+    prepare = service(snapshots, "Snapshots").Prepare
+    request = snapshots.PrepareSnapshotRequest(snapshotter=plan.snapshotter, key=plan.id, parent=plan.image.chain_id)
+    try:
+        prepared = await client.call(prepare, request)
+    except NotFound:
+        await _ensure_unpacked(client, plan)
+        prepared = await client.call(prepare, request)
+    undo.steps.append(lambda: remove_snapshot(client, plan.snapshotter, plan.id))
     return list(prepared.mounts)
+
+
+async def _ensure_unpacked(client: Connection, plan: Plan) -> None:
+    from runtimed.client.unpack import ensure_unpacked  # here: a pull has unpacked it
+
+    await ensure_unpacked(client, plan.image, plan.snapshotter)
 
 
 async def delete_container(client: Connection, id: str) -> None:
@@ -127,6 +155,9 @@ async def _user(client: Connection, plan: Plan) -> User:
     found = passwd.numeric(text)
     if found is not None:
         return found
+    from runtimed.threads import blocking
+
+    await _ensure_unpacked(client, plan)
     stub = service(snapshots, "Snapshots")
     key = f"rctl-user-{os.getpid()}-{os.urandom(4).hex()}"
     async with client.held_lease():

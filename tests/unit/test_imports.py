@@ -143,22 +143,37 @@ def test_the_daemon_loads_without_what_it_may_never_use():
     assert not seldom & set(loaded.stdout.split())
 
 
-def test_rctl_run_loads_without_what_it_seldom_uses():
+def test_rctl_run_loads_without_what_it_seldom_uses(tmp_path):
+    """Up to its first call, which finds the daemon gone."""
     code = """
-import os, sys
+import os, socket, sys
 from runtimed.cli import program
-sys.argv = ["rctl", "--address", "/nonexistent", "run", "--rm", "image"]
+address = sys.argv[1]
+sys.argv = ["rctl", "--address", address, "run", "--rm", "image"]
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(address)
+listener.listen()
 def end(status):
     loaded = [name for name, module in sys.modules.items() if not isinstance(module, program.Later)]
     os.write(1, " ".join(loaded).encode())
-    raise SystemExit
+    os.kill(os.getpid(), 9)
 os._exit = end
-program.main()
+program.postpone()
+from runtimed.rpc import grpc_client
+async def unary(*args):
+    raise grpc_client.Lost("gone")
+grpc_client.Channel.unary = unary
+from runtimed.cli.main import main
+main()
 """
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, str(tmp_path / "s")]
+    loaded = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert "lost the daemon" in loaded.stderr
     modules = set(loaded.stdout.split())
     assert "runtimed.cli.run" in modules
     seldom = {"ast", "dataclasses", "decimal", "dis", "hashlib", "inspect", "json", "linecache", "platform", "shutil"}
     seldom |= {"ssl", "textwrap", "tokenize", "traceback", "uuid", "asyncio.sslproto", "msgspec.inspect"}
+    seldom |= {"datetime", "gettext", "locale", "string", "subprocess", "urllib.parse", "concurrent.futures.thread"}
     seldom |= {"grpc", "ctypes", "typing_extensions", "runtimed.cli.pull", "runtimed.client.containers"}
+    seldom |= {"runtimed.client.unpack", "runtimed.linux.devices", "runtimed.threads"}
     assert seldom & modules == set()

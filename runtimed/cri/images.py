@@ -16,9 +16,12 @@ from runtimed.api import images_pb2
 from runtimed.embedded import images as embedded
 from runtimed.errors import InvalidArgument, NotFound, RuntimedError
 from runtimed.events import EventBus
+from runtimed.images.holding import lease_of
 from runtimed.images.joining import Joint
-from runtimed.images.pull import Pulled, Puller, Request, Unpack, lease_of
+from runtimed.images.pull import Puller
+from runtimed.images.requests import Pulled, Request, Unpack
 from runtimed.images.sources import LayoutSource, RegistrySource, Source
+from runtimed.images.visiting import Visit
 from runtimed.metadata import images
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database, Tx, frees
@@ -208,8 +211,15 @@ class Images:
         self._puller.check(request)
         target = (await self._db.read(images.get, NAMESPACE, name)).target
         async with lease_of(self._db, NAMESPACE, "", fetches=False) as lease:
-            visitor = self._puller.visitor(NAMESPACE, f"image {name}", request, fetch, lease, lambda _: None)
-            await visitor.visit(target, (), name)
+            visit = Visit(
+                namespace=NAMESPACE,
+                subject=f"image {name}",
+                request=request,
+                fetch=fetch,
+                lease=lease,
+                report=lambda _: None,
+            )
+            await self._puller.visitor(visit).visit(target, (), name)
 
     async def _pull(self, reference: Reference, auth: Auth, snapshotter: str, marks: Mapping[str, str]) -> None:
         by_digest = f"{reference.name}@"

@@ -87,3 +87,14 @@ def _create(tx: Tx, namespace: str, resources: Sequence[Resource], kind: str) ->
 
 def _in_a_day() -> str:
     return datetime.fromtimestamp(time.time() + _DAY_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@asynccontextmanager
+async def lease_of(db: Database, namespace: str, given: str, *, fetches: bool) -> AsyncIterator[str]:
+    """Hold a lease: the client's, which is left alone, or one that goes when the block ends."""
+    if given:
+        await db.read(leases.get, namespace, given)
+        yield given
+        return
+    async with held_lease(db, namespace, fetches=fetches) as lease:
+        yield lease

@@ -13,10 +13,13 @@ from runtimed.images import archive as archives
 from runtimed.images import docker_archive
 from runtimed.images.archive import Archive
 from runtimed.images.blobs import document_limit, gc_labels
+from runtimed.images.holding import lease_of
 from runtimed.images.naming import Rule, names
 from runtimed.images.progress import Progress, Report, ref_of
-from runtimed.images.pull import Pulled, Puller, Request, lease_of, store_image
+from runtimed.images.pull import Puller, store_image
+from runtimed.images.requests import Pulled, Request
 from runtimed.images.staging import Staged, Staging
+from runtimed.images.visiting import Visit
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database
 from runtimed.oci import digest as digests
@@ -78,7 +81,15 @@ class Importer:
             job = _Job(self._content, namespace, archive, staging, report)
             root = Descriptor(media_type=manifest.OCI_INDEX, digest=digests.of(index), size=len(index))
             entries = _chosen(manifest.children(root, index), wanted.request)
-            visitor = self._puller.visitor(namespace, _SUBJECT, wanted.request, job.fetch, lease, report)
+            visit = Visit(
+                namespace=namespace,
+                subject=_SUBJECT,
+                request=wanted.request,
+                fetch=job.fetch,
+                lease=lease,
+                report=report,
+            )
+            visitor = self._puller.visitor(visit)
             for entry in {entry.digest: entry for entry in entries}.values():
                 named = next(iter(names(entry, wanted.rules)), _SUBJECT)
                 await visitor.visit(entry, (), named)

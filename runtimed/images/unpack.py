@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -25,6 +26,18 @@ from runtimed.threads import blocking
 from runtimed.workers.pool import Expected, Pool, Received
 
 _AHEAD = 8  # layers whose bytes wait in a worker process for the ones below
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A layer and the snapshot that is made of it: *chain_id*, over the snapshot *parent* ("": nothing)."""
+
+    namespace: str
+    snapshots: Snapshots
+    descriptor: Descriptor
+    parent: str
+    diff_id: str
+    chain_id: str
 
 
 class Unpacker:
@@ -61,25 +74,15 @@ class Unpacker:
         return expected
 
     async def unpack(
-        self,
-        namespace: str,
-        snapshots: Snapshots,
-        layer: Descriptor,
-        *,
-        parent: str,
-        diff_id: str,
-        chain_id: str,
-        lease: str,
-        tell: Callable[[str], None],
-        expected: Expected | None = None,
+        self, layer: Layer, lease: str, tell: Callable[[str], None], expected: Expected | None = None
     ) -> None:
-        """Make the snapshot *chain_id*: the blob *layer*, which is there, over the snapshot *parent* ("": nothing).
+        """Make the snapshot of *layer*, whose blob is there.
 
         Of what was *expected* the bytes may be in a file already; it stays the caller's to close.
 
         One that is there already is taken as it is, and nothing is told of it; of others it is ``extracting`` and
         ``extracted``. *lease* holds the snapshot. Nothing is left of one that fails. Whoever calls also calls for
-        *parent*, at the same time if he likes: this waits for it.
+        the layer below, at the same time if he likes: this waits for it.
 
         Raises:
             InvalidArgument: the layer has another diff ID than the image config says, or cannot be applied.
@@ -87,15 +90,16 @@ class Unpacker:
         """
 
         async def job(_: object) -> None:
-            await self._make(namespace, snapshots, layer, parent, diff_id, chain_id, expected)
+            await self._make(layer, expected)
 
+        namespace, snapshots, chain_id = layer.namespace, layer.snapshots, layer.chain_id
         # Held first, whether it is there or not: what is collected in between is not there, and an extraction that is
         # joined may outlive the pull that began it, and its lease.
         await self._db.write(_hold, namespace, lease, snapshots.name, (chain_id, self._key(chain_id)))
         key = (namespace, snapshots.name, chain_id)
         if await _exists(namespace, snapshots, chain_id):
             if self._repairer:
-                await self._repairer.ensure(namespace, snapshots, chain_id, (layer.digest, diff_id))
+                await self._repairer.ensure(namespace, snapshots, chain_id, (layer.descriptor.digest, layer.diff_id))
         else:
             tell("extracting")
             await self._running.run(key, job)
@@ -110,60 +114,45 @@ class Unpacker:
             return False
         return self._repairer is None or not await self._repairer.suspects(namespace, snapshots, chain_id)
 
-    async def _make(
-        self,
-        namespace: str,
-        snapshots: Snapshots,
-        layer: Descriptor,
-        parent: str,
-        diff_id: str,
-        chain_id: str,
-        expected: Expected | None,
-    ) -> None:
-        key = self._key(chain_id)
-        marks = {labels.SNAPSHOT_REF: chain_id}
+    async def _make(self, layer: Layer, expected: Expected | None) -> None:
+        namespace, snapshots, digest = layer.namespace, layer.snapshots, layer.descriptor.digest
+        key = self._key(layer.chain_id)
+        marks = {labels.SNAPSHOT_REF: layer.chain_id}
         await _remove(snapshots, namespace, key)  # of a try whose undoing failed
-        blob = await blocking(self._content.path, namespace, layer.digest)
+        blob = await blocking(self._content.path, namespace, digest)
         async with (
-            self._below(namespace, snapshots, parent) as below,
-            self._received(snapshots, layer, blob, below, expected) as received,
+            self._below(layer) as below,
+            self._received(layer, blob, below, expected) as received,
             Rollback() as steps,
         ):
             # Before prepare: a caller that is cancelled during it gets no answer, but the snapshot is there.
             steps.undo(f"remove the snapshot {key!r}", _remove, snapshots, namespace, key)
             # AlreadyExists: a client that unpacks on its own was faster.
             with suppress(AlreadyExists):
-                mounts = await blocking(snapshots.prepare, namespace, key, parent, marks)
-                with about(f"layer {layer.digest}"):
-                    applied = await self._apply(snapshots, layer, blob, received, mounts)
-                if applied.diff_id != diff_id:
+                mounts = await blocking(snapshots.prepare, namespace, key, layer.parent, marks)
+                with about(f"layer {digest}"):
+                    applied = await self._apply(layer, blob, received, mounts)
+                if applied.diff_id != layer.diff_id:
                     raise InvalidArgument(
-                        f"layer {layer.digest} unpacks to {applied.diff_id}, but the image's config says {diff_id};"
+                        f"layer {digest} unpacks to {applied.diff_id}, but the image's config says {layer.diff_id};"
                         " the image was built wrongly or tampered with"
                     )
-                await blocking(snapshots.commit, namespace, chain_id, key, marks)
+                await blocking(snapshots.commit, namespace, layer.chain_id, key, marks)
                 steps.commit()
-        mark = {labels.UNCOMPRESSED: diff_id}
-        await blocking(self._content.update, namespace, layer.digest, mark, [f"labels.{labels.UNCOMPRESSED}"])
+        mark = {labels.UNCOMPRESSED: layer.diff_id}
+        await blocking(self._content.update, namespace, digest, mark, [f"labels.{labels.UNCOMPRESSED}"])
 
-    async def _apply(
-        self, snapshots: Snapshots, layer: Descriptor, blob: Path, received: Received | None, mounts: Mounts
-    ) -> Applied:
-        target = await blocking(layer_target, [snapshots.snapshotter], mounts)
+    async def _apply(self, layer: Layer, blob: Path, received: Received | None, mounts: Mounts) -> Applied:
+        target = await blocking(layer_target, [layer.snapshots.snapshotter], mounts)
         if received and target:
             if await received.finish(mounts, target):
                 return received.applied
             target = None
-        return await self._pool.apply(blob, layer.media_type, mounts, target)
+        return await self._pool.apply(blob, layer.descriptor.media_type, mounts, target)
 
     @asynccontextmanager
     async def _received(
-        self,
-        snapshots: Snapshots,
-        layer: Descriptor,
-        blob: Path,
-        below: "asyncio.Task[None]",
-        expected: Expected | None,
+        self, layer: Layer, blob: Path, below: "asyncio.Task[None]", expected: Expected | None
     ) -> AsyncIterator[Received | None]:
         """Wait for *below*; hold what could be done of the layer before: its bytes in a file, or nothing."""
         if expected is not None:
@@ -173,12 +162,12 @@ class Unpacker:
                     yield received
                 return
             await expected.close()
-        directory = layer_directory(snapshots.snapshotter)
+        directory = layer_directory(layer.snapshots.snapshotter)
         if directory is not None and not below.done() and await self._turn_before(below):
             try:
                 async with AsyncExitStack() as held:
-                    with about(f"layer {layer.digest}"):
-                        receiving = self._pool.received(blob, layer.media_type, directory)
+                    with about(f"layer {layer.descriptor.digest}"):
+                        receiving = self._pool.received(blob, layer.descriptor.media_type, directory)
                         received = await held.enter_async_context(receiving)
                     await below
                     yield received
@@ -206,9 +195,9 @@ class Unpacker:
             self._ahead.release()
 
     @asynccontextmanager
-    async def _below(self, namespace: str, snapshots: Snapshots, parent: str) -> AsyncIterator["asyncio.Task[None]"]:
-        """Hold a task that ends when the snapshot *parent* is there."""
-        task = asyncio.create_task(self._until_there(namespace, snapshots, parent))
+    async def _below(self, layer: Layer) -> AsyncIterator["asyncio.Task[None]"]:
+        """Hold a task that ends when what *layer* lies upon is there."""
+        task = asyncio.create_task(self._until_there(layer.namespace, layer.snapshots, layer.parent))
         try:
             yield task
         finally:

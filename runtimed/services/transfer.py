@@ -21,9 +21,10 @@ from runtimed.images.exporting import Export, Exporter
 from runtimed.images.importing import Import, Importer
 from runtimed.images.naming import Rule
 from runtimed.images.progress import Progress, Report
-from runtimed.images.pull import Pulled, Puller, Request, Unpack, store_image
+from runtimed.images.pull import Puller, store_image
 from runtimed.images.push import Pusher
 from runtimed.images.repair import Repairer
+from runtimed.images.requests import Pulled, Request, Unpack
 from runtimed.images.sources import LayoutSource, RegistrySource, Source
 from runtimed.images.verifying import Verifier
 from runtimed.metadata import images, namespaces

@@ -12,7 +12,8 @@ from runtimed.api.streaming_pb2_grpc import add_StreamingServicer_to_server
 from runtimed.api.transfer_pb2_grpc import TransferStub, add_TransferServicer_to_server
 from runtimed.content.local import LocalStore
 from runtimed.images.progress import Progress
-from runtimed.images.pull import Pulled, Puller, Request, Unpack
+from runtimed.images.pull import Puller
+from runtimed.images.requests import Pulled, Request, Unpack
 from runtimed.images.sources import RegistrySource
 from runtimed.metadata import leases
 from runtimed.metadata.content import Content

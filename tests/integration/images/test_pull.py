@@ -22,7 +22,8 @@ from runtimed.errors import (
     Unavailable,
     Unimplemented,
 )
-from runtimed.images.pull import Puller, Unpack, recover
+from runtimed.images.pull import Puller, recover
+from runtimed.images.requests import Unpack
 from runtimed.images.sources import LayoutSource
 from runtimed.metadata import images, leases
 from runtimed.metadata.content import Content

@@ -93,9 +93,11 @@ class Unpacker:
             await self._make(layer, expected)
 
         namespace, snapshots, chain_id = layer.namespace, layer.snapshots, layer.chain_id
-        # Held first, whether it is there or not: what is collected in between is not there, and an extraction that is
-        # joined may outlive the pull that began it, and its lease.
-        await self._db.write(_hold, namespace, lease, snapshots.name, (chain_id, self._key(chain_id)))
+        # Held first, whether they are there or not: what is collected in between is not there, and an extraction
+        # that is joined may outlive the pull that began it, and its lease. The one below too: it may be found before
+        # its own turn to be held has come.
+        held = (chain_id, self._key(chain_id), *([layer.parent] if layer.parent else []))
+        await self._db.write(_hold, namespace, lease, snapshots.name, held)
         key = (namespace, snapshots.name, chain_id)
         if await _exists(namespace, snapshots, chain_id):
             if self._repairer:

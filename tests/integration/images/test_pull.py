@@ -5,9 +5,12 @@ import os
 import random
 import shutil
 
+import msgspec
 import pytest
 
 from runtimed import labels
+from runtimed.collector import Collector
+from runtimed.config import Gc
 from runtimed.content.local import LocalStore
 from runtimed.embedded import images as embedded
 from runtimed.errors import (
@@ -22,13 +25,17 @@ from runtimed.errors import (
     Unavailable,
     Unimplemented,
 )
+from runtimed.events import EventBus
 from runtimed.images.pull import Puller, recover
 from runtimed.images.requests import Unpack
 from runtimed.images.sources import LayoutSource
+from runtimed.images.unpack import Layer as UnpackedLayer
+from runtimed.images.unpack import Unpacker
 from runtimed.metadata import images, leases
 from runtimed.metadata.content import Content
 from runtimed.oci import manifest
 from runtimed.oci import platform as platforms
+from runtimed.oci.descriptor import Descriptor
 from runtimed.oci.reference import parse
 from runtimed.registry.auth import Credentials
 from tests.fakes.registry import make_certificate, serving
@@ -453,6 +460,43 @@ async def test_a_clients_own_lease_is_used_and_left(store, layout):
         await store.pull(name, lease="mine")
     held = await store.db.read(leases.resources, "ns", "mine")
     assert {resource.id for resource in held} >= {*chain, *(layer.digest for layer in layers)}
+
+
+async def test_what_a_layer_lies_upon_is_not_collected_before_the_layer_is_there(store, layout, monkeypatch):
+    """A layer that is left of an image that was removed is found there: the collection that is due must see that."""
+    layers, (below, above) = two_layers(layout)
+    with serving(layout.root, "app") as registry:
+        name = f"{registry.host}/app:1"
+        await store.pull(name)
+    for lease, held in (
+        ("mine", leases.Resource("content", layers[1].digest)),
+        ("another's", leases.Resource(f"snapshots/{store.snapshots.name}", below)),
+    ):
+        await store.db.write(leases.create, "ns", leases.Lease(id=lease))
+        await store.db.write(leases.add_resource, "ns", lease, held)
+    await store.db.write(images.delete, "ns", name)
+    await asyncio.to_thread(store.snapshots.remove, "ns", above)
+    config = Gc(startup_delay_ms=0)
+    collector = Collector(store.db, store.content, {store.snapshots.name: store.snapshots}, EventBus(), config, print)
+    loop, prepare = asyncio.get_running_loop(), store.snapshots.prepare
+
+    def collected_first(*arguments):
+        store.db.submit(leases.delete, "ns", "another's").result()
+        asyncio.run_coroutine_threadsafe(collector.collect(), loop).result(60)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(store.snapshots, "prepare", collected_first)
+    layer = UnpackedLayer(
+        namespace="ns",
+        snapshots=store.snapshots,
+        descriptor=msgspec.convert(layers[1].descriptor, Descriptor),
+        parent=below,
+        diff_id=layers[1].diff_id,
+        chain_id=above,
+    )
+    async with collector.running():
+        await Unpacker(store.content, store.db, store.pool).unpack(layer, "mine", print)
+    assert store.files(above) == {"a": b"1", "b": b"new", "c": BIG}
 
 
 async def test_while_it_runs_a_pull_is_held_by_a_lease_that_expires(store, layout):

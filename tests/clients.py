@@ -101,3 +101,8 @@ class Client:
 
     def delete(self, id: str) -> None:
         self.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), metadata=self._metadata, timeout=10)
+
+
+def unwarned(stderr: str) -> str:
+    """Return what ctr has written without the deprecations it was told of, which it repeats since 1.7."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if "DEPRECATION: " not in line)

@@ -104,7 +104,7 @@ class _Plan:
             with about(f"image {image.name}"):
                 self._add(image)
             entries.append(self._entry(image))
-        index = {"schemaVersion": 2, "manifests": entries}
+        index = {"schemaVersion": 2, "mediaType": manifest.OCI_INDEX, "manifests": entries}
         self._documents: dict[str, tuple[int, bytes]] = {
             LAYOUT: (0o444, b'{"imageLayoutVersion":"1.0.0"}'),
             INDEX: (0o644, msgspec.json.encode(index)),

@@ -106,7 +106,7 @@ class Unpacker:
             tell("extracting")
             await self._running.run(key, job)
             tell("extracted")
-        if there := self._there.get(key):
+        if there := self._there.pop(key, None):  # whoever waits from now on, waits for the next time it is made
             there.set()
 
     async def hold(self, namespace: str, snapshots: Snapshots, chain_id: str, lease: str) -> bool:

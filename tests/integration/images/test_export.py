@@ -73,6 +73,7 @@ async def test_an_archive_has_the_image_for_oci_and_for_docker(store, layout, im
     assert json.loads(members["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
     assert json.loads(members["index.json"]) == {
         "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [
             {
                 **root,

@@ -26,6 +26,7 @@ from runtimed.errors import (
     Unimplemented,
 )
 from runtimed.events import EventBus
+from runtimed.images import unpack
 from runtimed.images.pull import Puller, recover
 from runtimed.images.requests import Unpack
 from runtimed.images.sources import LayoutSource
@@ -497,6 +498,18 @@ async def test_what_a_layer_lies_upon_is_not_collected_before_the_layer_is_there
     async with collector.running():
         await Unpacker(store.content, store.db, store.pool).unpack(layer, "mine", print)
     assert store.files(above) == {"a": b"1", "b": b"new", "c": BIG}
+
+
+async def test_layers_that_were_there_once_are_waited_for_when_they_are_made_again(store, layout, monkeypatch):
+    """Also if something still refers to what the last pull waited with, as tracebacks do in Python 3.13."""
+    layers, chain = two_layers(layout)
+    monkeypatch.setattr(unpack, "WeakValueDictionary", dict)
+    store.puller = Puller(store.content, store.db, {store.snapshots.name: store.snapshots}, store.pool)
+    with serving(layout.root, "app") as registry:
+        for _ in range(2):
+            await store.pull(f"{registry.host}/app:1")
+            for name in reversed(chain):
+                await asyncio.to_thread(store.snapshots.remove, "ns", name)
 
 
 async def test_while_it_runs_a_pull_is_held_by_a_lease_that_expires(store, layout):

@@ -9,6 +9,7 @@ because a reader must not appear before Start: a client that sees its input end 
 CloseIO.
 """
 
+import fcntl
 import os
 import stat
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from shim.pump import Pump
 
 if TYPE_CHECKING:
     from shim.sinks import Sinks
+
+
+_FIFO_SIZE = 256 << 10  # bytes; what is in it counts as the container's memory, so not as much as there may be
 
 
 class Paths(NamedTuple):
@@ -88,6 +92,7 @@ class Output:
         try:
             if not stat.S_ISFIFO(os.fstat(both).st_mode):
                 return cls(reopened(both, os.O_WRONLY | os.O_APPEND))
+            _widen(both)
             output = cls(reopened(both, os.O_WRONLY))
             output.reader = reopened(both, os.O_RDONLY | os.O_NONBLOCK)
             return output
@@ -266,6 +271,13 @@ def _checked(fd: int, stream: str, uri: str, uid: int, gid: int, *, fifo: bool =
         os.close(fd)
         raise
     return fd
+
+
+def _widen(fifo: int) -> None:
+    """Let *fifo* hold more than the 64 KiB it has at first: then writer and reader wake each other less often."""
+    with suppress(OSError):  # /proc/sys/fs/pipe-max-size may be less, and a user's pipes are limited (pipe(7))
+        if fcntl.fcntl(fifo, fcntl.F_GETPIPE_SZ) < _FIFO_SIZE:
+            fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, _FIFO_SIZE)
 
 
 def reopened(fd: int, flags: int) -> int:

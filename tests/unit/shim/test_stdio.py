@@ -1,5 +1,6 @@
 """Streams without a container: the test has both ends."""
 
+import fcntl
 import os
 import socket
 import stat
@@ -27,6 +28,18 @@ def test_an_output_fifo_keeps_a_reader(tmp_path):
     output.handed_over()
     assert os.read(client, 100) == b"nobody reads"
     assert os.read(client, 100) == b""  # and the end is seen, as the shim holds no writer
+    output.close()
+    os.close(client)
+
+
+@pytest.mark.parametrize(("client_has", "holds"), [(64 << 10, 256 << 10), (1 << 20, 1 << 20)])
+def test_an_output_fifo_is_made_to_hold_more_but_never_less(tmp_path, client_has, holds):
+    path = fifo(tmp_path / "out")
+    client = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(client, fcntl.F_SETPIPE_SZ, client_has)
+    output = Output.open(path, "stdout")
+    os.set_blocking(output.writer, False)
+    assert os.write(output.writer, bytes(4 << 20)) == holds
     output.close()
     os.close(client)
 

@@ -226,6 +226,7 @@ class Collector:
 
     def _remove(self, removed: Sequence[Removed]) -> None:
         """Remove from disk what has no row any more. What fails is logged; the next start finds it."""
+        snapshots: dict[str, list[str]] = {}  # by snapshotter, children before their parents
         for node, place, expected in removed:
             kind, _, name = node.type.partition("/")
             try:
@@ -235,10 +236,13 @@ class Collector:
                     self._content.drop_ingest(place, expected)
                 elif kind == gcgraph.MOUNTS:
                     self._take_off(place)
-                elif name and not self._snapshotters[name].discard(place):
-                    self._left.setdefault(name, set()).add(place)
+                elif name:
+                    snapshots.setdefault(name, []).append(place)
             except RuntimedError as exc:
                 log.warning("garbage stays on disk", extra={"type": node.type, "id": node.id, "error": str(exc)})
+        for name, keys in snapshots.items():
+            if left := self._snapshotters[name].discard_many(keys):
+                self._left.setdefault(name, set()).update(left)
 
     def _remove_left(self) -> None:
         """Try again with the snapshots that were in use; children may have been made after their parents."""

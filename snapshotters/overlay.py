@@ -26,11 +26,12 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runtimed.errors import FailedPrecondition, InvalidArgument, RuntimedError, os_errors
+from runtimed.errors import FailedPrecondition, InvalidArgument, NotFound, RuntimedError, os_errors
 from runtimed.labels import SNAPSHOT_GID_MAPPING, SNAPSHOT_REF, SNAPSHOT_UID_MAPPING
 from runtimed.linux import idmap
 from runtimed.linux.syncfs import syncfs
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 # How clients of containerd name a snapshot that they make for unpacking, if they do not label it.
 _UNPACK_KEY = re.compile(r"(^|/)extract-\S+ sha256:[0-9a-f]{64}$")
+
+_ERASERS = 4  # threads that delete what snapshots are made of
 
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 
@@ -155,6 +158,32 @@ class OverlaySnapshotter:
         # After the transaction: a key that is gone must not come back because its directory was slow or failed to go.
         self._layers.hide(id)
         self._dirs.discard(self._dirs.path(id))
+
+    def remove_many(self, keys: Sequence[str]) -> set[str]:
+        refused: set[str] = set()
+        gone: list[str] = []
+        for key in keys:
+            try:
+                self._dirs.refuse_mounted(self._records.get(key).id, key)
+            except NotFound:
+                continue
+            except FailedPrecondition:
+                refused.add(key)
+        with self._records.writing():  # one sync for all
+            for key in keys:
+                if key not in refused:
+                    try:
+                        gone.append(self._records.remove(key))
+                    except NotFound:
+                        continue
+                    except FailedPrecondition:
+                        refused.add(key)
+        for id in gone:
+            self._layers.hide(id)
+        # What takes time is the kernel's giving back of memory and blocks.
+        with ThreadPoolExecutor(_ERASERS, thread_name_prefix="erase") as threads:
+            list(threads.map(lambda id: self._dirs.discard(self._dirs.path(id)), gone))
+        return refused
 
     def stat(self, key: str) -> Info:
         return self._records.info(key)

@@ -25,7 +25,16 @@ from runtimed.labels import SNAPSHOT_REF, checked
 from runtimed.metadata import snapshot_rows
 from runtimed.metadata.db import Database
 from runtimed.metadata.snapshot_rows import Row
-from runtimed.snapshots.snapshotter import Checkable, Info, Kind, LayerFiles, Mounts, Snapshotter, Usage
+from runtimed.snapshots.snapshotter import (
+    Checkable,
+    Info,
+    Kind,
+    LayerFiles,
+    Mounts,
+    RemovesMany,
+    Snapshotter,
+    Usage,
+)
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +252,16 @@ class Snapshots:
             log.debug("left-over snapshot stays", extra={"snapshot": backend_key, "error": str(exc)})
             return False
         return True
+
+    def discard_many(self, backend_keys: Sequence[str]) -> set[str]:
+        """Do what :meth:`discard` does with several, children before their parents; return those that are not gone."""
+        if not isinstance(self.snapshotter, RemovesMany):
+            return {key for key in backend_keys if not self.discard(key)}
+        try:
+            return self.snapshotter.remove_many(backend_keys)
+        except RuntimedError as exc:
+            log.debug("left-over snapshots stay", extra={"snapshots": len(backend_keys), "error": str(exc)})
+            return set(backend_keys)
 
     def _row(self, namespace: str, key: str) -> Row:
         with self._db.reading() as tx:

@@ -161,6 +161,17 @@ class Checkable(Protocol):
 
 
 @runtime_checkable
+class RemovesMany(Protocol):
+    """What a snapshotter offers beside :class:`Snapshotter` if several go faster than one after the other."""
+
+    def remove_many(self, keys: Sequence[str]) -> set[str]:
+        """Do :meth:`Snapshotter.remove` with *keys*, in their order; return those that it would have refused.
+
+        One that is not there is as one that is removed. Raises only what made all of them fail.
+        """
+
+
+@runtime_checkable
 class LayerFiles(Protocol):
     """What a snapshotter offers beside :class:`Snapshotter` if it takes a layer as one EROFS file.
 

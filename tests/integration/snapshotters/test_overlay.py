@@ -58,6 +58,40 @@ def test_nothing_but_the_changes_is_left_of_a_committed_snapshot(overlay, root):
     assert list((root / "trash").iterdir()) == list((root / "new").iterdir()) == []
 
 
+def test_of_several_that_are_removed_those_stay_that_one_alone_would(overlay, root, tmp_path):
+    below = ""
+    for number in range(4):
+        commit(overlay, f"{number}", below)
+        below = f"{number}"
+    overlay.prepare("used", "", {})
+    commit(overlay, "kept")
+    overlay.prepare("above", "kept", {})
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    with mounted(overlay.mounts("used"), mountpoint):
+        assert overlay.remove_many(["3", "2", "1", "0", "used", "gone", "kept"]) == {"used", "kept"}
+    assert [info.name for info in overlay.list()] == ["used", "kept", "above"]
+    assert sorted(path.name for path in (root / "snapshots").iterdir()) == ["5", "6", "7"]
+    assert list((root / "trash").iterdir()) == []
+
+
+def test_if_the_records_cannot_be_written_none_of_several_is_removed(overlay, root, monkeypatch):
+    commit(overlay, "one")
+    commit(overlay, "two")
+
+    def full(key: str) -> str:
+        if key == "two":
+            raise ResourceExhausted("no space")
+        return remove(key)
+
+    remove = overlay._records.remove
+    monkeypatch.setattr(overlay._records, "remove", full)
+    with pytest.raises(ResourceExhausted):
+        overlay.remove_many(["one", "two"])
+    assert [info.name for info in overlay.list()] == ["one", "two"]
+    assert len(list((root / "snapshots").iterdir())) == 2
+
+
 def test_configured_options_are_in_every_overlay_mount(root):
     config = OverlaySnapshotter.Config(mount_options=("xino=on",))
     with closing(OverlaySnapshotter(root, config)) as overlay:

@@ -6,6 +6,7 @@ become blobs. Whatever ends an import early leaves no ingest, no snapshot, no na
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from runtimed.errors import DataLoss, InvalidArgument, NotFound
@@ -13,6 +14,7 @@ from runtimed.images import archive as archives
 from runtimed.images import docker_archive
 from runtimed.images.archive import Archive
 from runtimed.images.blobs import document_limit, gc_labels
+from runtimed.images.following import Following
 from runtimed.images.holding import lease_of
 from runtimed.images.naming import Rule, names
 from runtimed.images.progress import Progress, Report, ref_of
@@ -28,6 +30,7 @@ from runtimed.oci import platform as platforms
 from runtimed.oci.descriptor import Descriptor
 from runtimed.rollback import Rollback
 from runtimed.threads import blocking, streaming
+from runtimed.workers.pool import Pool
 
 _SUBJECT = "image archive"
 
@@ -53,7 +56,8 @@ class Import:
 class Importer:
     """Imports archives. What it unpacks, and how, is the *puller*'s."""
 
-    def __init__(self, content: Content, db: Database, puller: Puller) -> None:
+    def __init__(self, content: Content, db: Database, puller: Puller, pool: Pool) -> None:
+        self._pool = pool
         self._content = content
         self._db = db
         self._puller = puller
@@ -69,8 +73,14 @@ class Importer:
         """
         self._puller.check(wanted.request)
         report(Progress(event="Importing"))
-        async with lease_of(self._db, namespace, wanted.request.lease, fetches=False) as lease, Rollback() as steps:
-            staging = Staging(self._content, self._db, namespace, lease)
+        if wanted.request.unpacks:
+            self._pool.warm()  # beside the first bytes
+        async with (
+            lease_of(self._db, namespace, wanted.request.lease, fetches=False) as lease,
+            Rollback() as steps,
+            Following(self._pool, self._directory(wanted)) as following,
+        ):
+            staging = Staging(self._content, self._db, namespace, lease, following)
             steps.undo("remove the ingests of an import", blocking, staging.clear)  # never committed: also of success
 
             def read() -> tuple[Archive, bytes]:
@@ -78,7 +88,7 @@ class Importer:
                 return found, _index(found, staging, compress=wanted.compress)
 
             archive, index = await streaming(read, stream.interrupt)
-            job = _Job(self._content, namespace, archive, staging, report)
+            job = _Job(self._content, namespace, archive, staging, following, report)
             root = Descriptor(media_type=manifest.OCI_INDEX, digest=digests.of(index), size=len(index))
             entries = _chosen(manifest.children(root, index), wanted.request)
             visit = Visit(
@@ -103,6 +113,12 @@ class Importer:
             report(Progress(event="saved", name=one.image.name, descriptor=one.image.target))
         report(Progress(event="Completed import"))
         return done
+
+    def _directory(self, wanted: Import) -> Path | None:
+        """Return where layers are made files of while they arrive; None: nowhere."""
+        if wanted.compress or len(wanted.request.unpacks) != 1:
+            return None
+        return self._puller.layer_directory(wanted.request.unpacks[0])
 
 
 def _index(archive: Archive, staging: Staging, *, compress: bool) -> bytes:
@@ -142,7 +158,16 @@ def _chosen(entries: Sequence[Descriptor], request: Request) -> list[Descriptor]
 class _Job:
     """One import under way: its files become blobs as they are asked for."""
 
-    def __init__(self, content: Content, namespace: str, archive: Archive, staging: Staging, report: Report) -> None:
+    def __init__(
+        self,
+        content: Content,
+        namespace: str,
+        archive: Archive,
+        staging: Staging,
+        following: Following,
+        report: Report,
+    ) -> None:
+        self._following = following
         self._content = content
         self._namespace = namespace
         self._files = {staged.digest: staged for staged in archive.files.values()}
@@ -151,7 +176,13 @@ class _Job:
 
     async def fetch(self, descriptor: Descriptor, parents: tuple[str, ...]) -> None:
         """See that the blob of *descriptor* is in the namespace, labelled, and held."""
+        staged = self._files.get(descriptor.digest)
+        followed = staged.followed if staged else None
+        if followed:
+            await followed.until_read()
         await blocking(self._fetch, descriptor)
+        if staged and followed:
+            await self._following.give(followed, staged.digest, staged.head)
         done = Progress(
             event="complete",
             name=ref_of(descriptor),

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 
@@ -19,7 +20,7 @@ from runtimed.images.blobs import Blobs
 from runtimed.images.dropping import drops
 from runtimed.images.progress import Progress, Report
 from runtimed.images.repair import Repairer
-from runtimed.images.requests import Pulled, Request
+from runtimed.images.requests import Pulled, Request, Unpack
 from runtimed.images.running import RunningPull
 from runtimed.images.sources import Source
 from runtimed.images.timings import ANNOTATION, Clock, Timings
@@ -32,7 +33,7 @@ from runtimed.metadata.db import Database, Tx
 from runtimed.metadata.images import Image
 from runtimed.metadata.snapshots import Snapshots
 from runtimed.oci.descriptor import Descriptor
-from runtimed.snapshots.snapshotter import Kind
+from runtimed.snapshots.snapshotter import Kind, layer_directory
 from runtimed.threads import blocking
 from runtimed.workers.pool import Pool
 
@@ -131,6 +132,10 @@ class Puller:
             if unpack.snapshotter not in self._snapshotters:
                 known = ", ".join(sorted(self._snapshotters)) or "none"
                 raise NotFound(f"snapshotter {unpack.snapshotter!r}; there are: {known}")
+
+    def layer_directory(self, unpack: Unpack) -> Path | None:
+        """Return where layers that *unpack* wants are made files of; None: they are extracted."""
+        return layer_directory(self._snapshotters[unpack.snapshotter].snapshotter)
 
     def visitor(self, visit: Visit) -> Visitor:
         """Return what goes through an image, and unpacks it."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from runtimed.errors import AlreadyExists, InvalidArgument, NotFound
+from runtimed.images.following import Followed, Following
 from runtimed.metadata import leases
 from runtimed.metadata.content import Content
 from runtimed.metadata.db import Database, Tx
@@ -24,16 +25,20 @@ class Staged:
     size: int
     ref: str = ""
     head: bytes = b""  # its first bytes
+    followed: Followed | None = None  # what was made of it on the way
 
 
 class Staging:
     """Keeps what arrives in ingests that *lease* holds. Blocks."""
 
-    def __init__(self, content: Content, db: Database, namespace: str, lease: str) -> None:
+    def __init__(
+        self, content: Content, db: Database, namespace: str, lease: str, following: Following | None = None
+    ) -> None:
         self._content = content
         self._db = db
         self._namespace = namespace
         self._lease = lease
+        self._following = following
         self._prefix = f"import-{secrets.token_hex(8)}"
         self._count = 0
         self._refs: set[str] = set()
@@ -59,16 +64,21 @@ class Staging:
         with ingest:
             self._refs.add(ref)
             head = b""
+            followed = self._following.begin(ingest.data_path, size) if self._following else None
             for piece in pieces:
                 if len(head) < _HEAD:
                     head += piece[: _HEAD - len(head)]
                 ingest.write(piece)
+                if followed:
+                    followed.grown(ingest.offset)
             if size and ingest.offset != size:
                 raise InvalidArgument(f"{what} has {ingest.offset} bytes, not {size}")
             digest = ingest.digest(digests.split(expected)[0] if expected else "sha256")
             if expected and digest != expected:
                 raise InvalidArgument(f"{what} is damaged: its content has digest {digest}")
-            return Staged(digest=digest, size=ingest.offset, ref=ref, head=head)
+            if followed:
+                followed.whole(ingest.offset)
+            return Staged(digest=digest, size=ingest.offset, ref=ref, head=head, followed=followed)
 
     def read(self, staged: Staged, limit: int, what: str) -> bytes:
         """Return the whole file. Raises InvalidArgument if it has more than *limit* bytes."""

@@ -5,6 +5,7 @@ They travel as ``Data``, and only as many as the receiver has allowed by ``Windo
 
 import asyncio
 import concurrent.futures
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,8 +20,8 @@ from runtimed.services.streaming import Stream, Streams, unpack
 
 T = TypeVar("T")
 
-_WINDOW = 1 << 20  # bytes that a client may have under way
-_UPDATE = 1 << 18  # bytes taken after which it is told that it may send more
+_WINDOW = 2 << 20  # bytes that a client may have under way
+_UPDATE = 1 << 19  # bytes taken after which it is told that it may send more
 _MOST_AT_ONCE = 1 << 18  # bytes in a message of ours; a client's own are of 32 KiB
 
 
@@ -63,7 +64,7 @@ class ByteReader(_Bridge):
         super().__init__(stream)
         self._window = 0  # bytes that the client may still send
         self._taken = 0  # bytes that have come since it was told
-        self._rest = memoryview(b"")
+        self._pieces: deque[bytes] = deque()
 
     def read(self, size: int, /) -> bytes:
         """Return up to *size* bytes, b"" at the end.
@@ -72,28 +73,32 @@ class ByteReader(_Bridge):
             InvalidArgument: the client sends something else, or more than it may.
             Aborted: interrupted.
         """
-        if not self._rest:
-            self._rest = memoryview(self._wait(self.receive))
-        data = bytes(self._rest[:size])
-        self._rest = self._rest[size:]
+        if not self._pieces:
+            self._pieces += self._wait(self.receive)
+            if not self._pieces:
+                return b""
+        data = self._pieces.popleft()
+        if len(data) > size:
+            self._pieces.appendleft(data[size:])
+            data = data[:size]
         return data
 
-    async def receive(self) -> bytes:
-        """Return what has come, at least a byte if there is any more."""
+    async def receive(self) -> list[bytes]:
+        """Return what has come, in pieces, at least a byte if there is any more."""
         if not self._window and not self._taken:
             await self._allow(_WINDOW)
         while (first := await self._stream.receive()) is not None:
-            pieces = [_data(packed) for packed in (first, *self._stream.received())]
-            if data := b"".join(pieces):
-                self._window -= len(data)
+            pieces = [data for packed in (first, *self._stream.received()) if (data := _data(packed))]
+            if count := sum(map(len, pieces)):
+                self._window -= count
                 if self._window < 0:
                     raise InvalidArgument(f"stream: {-self._window} bytes more than its window allows")
-                self._taken += len(data)
+                self._taken += count
                 if self._taken >= _UPDATE:
                     await self._allow(self._taken)
                     self._taken = 0
-                return data
-        return b""
+                return pieces
+        return []
 
     async def _allow(self, count: int) -> None:
         self._window += count
@@ -150,8 +155,9 @@ async def opened(streams: Streams, namespace: str, id: str) -> AsyncIterator[Str
 async def echo(source: Stream, destination: Stream) -> None:
     """Send what comes from *source* to *destination*, until it ends."""
     reader, writer = ByteReader(source), ByteWriter(destination)
-    while data := await reader.receive():
-        await writer.send(memoryview(data))
+    while pieces := await reader.receive():
+        for data in pieces:
+            await writer.send(memoryview(data))
 
 
 def _data(packed: Any) -> bytes:

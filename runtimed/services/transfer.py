@@ -78,7 +78,7 @@ class TransferService:
         foreign = self._registries.foreign_layers
         self.puller = Puller(content, db, snapshotters, pool, repairer, verifier, foreign_layers=foreign)
         self._pusher = Pusher(content, db, foreign_layers=foreign)
-        self._importer = Importer(content, db, self.puller)
+        self._importer = Importer(content, db, self.puller, pool)
         self._exporter = Exporter(content, db)
         self._fetch_back = FetchBack(content, db, self._registries, pool)
 

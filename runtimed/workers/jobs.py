@@ -30,6 +30,23 @@ class Receive(msgspec.Struct, frozen=True, kw_only=True, tag="receive"):
     directory: Path
 
 
+class Follow(msgspec.Struct, frozen=True, tag="follow"):
+    """Do what :class:`Receive` does, of a file that grows: as messages :class:`Grown` say, up to the last of them.
+
+    How it is compressed, its bytes tell.
+    """
+
+    path: Path
+    directory: Path
+
+
+class Grown(msgspec.Struct, frozen=True, tag="grown"):
+    """The file that is followed has *size* bytes; *is_whole*: and will have no more."""
+
+    size: int
+    is_whole: bool = False
+
+
 class Finish(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
     """Make what was received the layer file *target* of the active snapshot that *mounts* show."""
 
@@ -112,7 +129,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     retry_after_s: float | None = None
 
 
-Job = Apply | Receive | Finish | Fetch | Check | Diff
+Job = Apply | Receive | Follow | Finish | Fetch | Check | Diff
 Answer = Progress | Done | Failed
 
 
@@ -125,6 +142,8 @@ def subject_of(job: Job) -> str:
             return f"layer file {str(job.target)!r}"
         case Check():
             return f"layer file {str(job.file)!r}"
+        case Follow():
+            return f"layer in {str(job.path)!r}"
         case Diff():
             return "layer of what two snapshots differ in"
     return f"layer {job.blob.name}"
@@ -136,10 +155,11 @@ def _to_path(kind: type, value: Any) -> Any:
 
 _encoder = msgspec.json.Encoder(enc_hook=os.fspath)
 _jobs = msgspec.json.Decoder(Job, dec_hook=_to_path)
+_growths = msgspec.json.Decoder(Grown)
 _answers = msgspec.json.Decoder(Answer, dec_hook=_to_path)
 
 
-def encode(message: Job | Answer) -> bytes:
+def encode(message: Job | Grown | Answer) -> bytes:
     """Return *message* as a line."""
     return _encoder.encode(message) + b"\n"
 
@@ -148,6 +168,12 @@ def decode_job(line: bytes) -> Job:
     """Return the job in *line*."""
     job: Job = _jobs.decode(line)
     return job
+
+
+def decode_growth(line: bytes) -> Grown:
+    """Return what *line* says of the file that is followed."""
+    growth: Grown = _growths.decode(line)
+    return growth
 
 
 def decode_answer(line: bytes) -> Answer:

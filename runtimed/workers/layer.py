@@ -19,6 +19,7 @@ from runtimed.workers import confinement, jobs
 from runtimed.workers.arriving import Arriving
 from runtimed.workers.differ import diff
 from runtimed.workers.fetch import fetch
+from runtimed.workers.growing import Growing
 from runtimed.workers.layer_file import LayerFile, check
 from runtimed.workers.pipe import read_ahead
 
@@ -30,15 +31,17 @@ def serve(control: socket.socket) -> None:
     with _Jobs() as work, control.makefile("rb") as lines:
         for line in lines:
             job = jobs.decode_job(line)
-            control.sendall(jobs.encode(_answer(work, job, lambda offset: _report(control, offset))))
+            control.sendall(jobs.encode(_answer(work, job, lambda offset: _report(control, offset), lines)))
             if not work.is_holding:
                 gc.collect()
 
 
-def _answer(work: "_Jobs", job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done | jobs.Failed:
+def _answer(
+    work: "_Jobs", job: jobs.Job, progress: Callable[[int], None], lines: Iterator[bytes]
+) -> jobs.Done | jobs.Failed:
     try:
         with os_errors(jobs.subject_of(job)):
-            return work.do(job, progress)
+            return work.do(job, progress, lines)
     except RuntimedError as exc:
         wait_s = exc.retry_after_s if isinstance(exc, Unavailable) else None
         return jobs.Failed(code=exc.code, message=str(exc)[:_MAX_MESSAGE], retry_after_s=wait_s)
@@ -67,8 +70,8 @@ class _Jobs:
     def is_holding(self) -> bool:
         return self._file is not None
 
-    def do(self, job: jobs.Job, progress: Callable[[int], None]) -> jobs.Done:
-        """Do *job*. Raises RuntimedError, OSError, MemoryError."""
+    def do(self, job: jobs.Job, progress: Callable[[int], None], lines: Iterator[bytes]) -> jobs.Done:
+        """Do *job*, of which *lines* may say more. Raises RuntimedError, OSError, MemoryError."""
         match job:
             case jobs.Fetch():
                 return self._fetch(job, progress)
@@ -76,6 +79,8 @@ class _Jobs:
                 return _apply(job)
             case jobs.Receive():
                 return self._receive(job)
+            case jobs.Follow():
+                return self._follow(job, lines)
             case jobs.Finish():
                 return self._finish(job)
             case jobs.Check():
@@ -101,6 +106,13 @@ class _Jobs:
         self._let_go()
         self._file = self._received.enter_context(LayerFile(job.directory))
         with _opened(job) as layer:
+            applied = self._file.receive(layer)
+        return jobs.Done(digest=applied.diff_id, size=applied.size)
+
+    def _follow(self, job: jobs.Follow, lines: Iterator[bytes]) -> jobs.Done:
+        self._let_go()
+        self._file = self._received.enter_context(LayerFile(job.directory))
+        with Growing(job, lines) as file, read_ahead(compression.detected(file)) as layer:
             applied = self._file.receive(layer)
         return jobs.Done(digest=applied.diff_id, size=applied.size)
 

@@ -15,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from runtimed.diff import compression
 from runtimed.diff.apply import Applied
 from runtimed.diff.compression import Compression
 from runtimed.errors import InvalidArgument, RuntimedError, Unavailable, from_code
@@ -133,6 +134,49 @@ class Pool:
                 raise
         async with Received(self, worker, Applied(done.digest, done.size)) as received:
             yield received
+
+    async def follow(self, path: Path, directory: Path, sizes: "asyncio.Queue[int | None]") -> "Received | None":
+        """Receive the layer in the file *path* as :meth:`received` does, while it grows: to *sizes*, None at its end.
+
+        A process is taken if one is free for fetching. None: none was, or the file is no layer, or it failed.
+        """
+        if self._fetching.locked():
+            return None
+        async with self._fetching:
+            try:
+                worker = await self._take()
+            except RuntimedError:
+                return None
+            feeding = asyncio.create_task(_feed(worker, sizes))
+            try:
+                answer = await worker.run(jobs.Follow(path, directory), _ignore)
+                if isinstance(answer, jobs.Done):
+                    return Received(self, worker, Applied(answer.digest, answer.size))
+                log.debug("not received on the way", extra={"file": str(path), "error": answer.message})
+            except Unavailable:
+                pass
+            except BaseException:
+                await self._drop(worker)
+                raise
+            finally:
+                feeding.cancel()
+                await asyncio.wait([feeding])
+            await self._drop(worker)  # it may not have heard all that it was told
+            return None
+
+    def give(self, digest: str, start: bytes, received: "Received") -> bool:
+        """Give what was *received* to who expects the layer *digest*; say whether he takes it.
+
+        Of a blob that begins with *start*, and may be compressed otherwise than was expected.
+        """
+        expected = self._expected.get(digest)
+        if expected is None:
+            return False
+        try:
+            compression.of(expected.media_type, start)
+        except InvalidArgument:  # who unpacks it meets the same error, and tells
+            return False
+        return expected.give(received)
 
     def expect(self, digest: str, media_type: str, directory: Path, closed: Callable[[], None]) -> "Expected | None":
         """Have whatever fetches the layer *digest* receive it on the way, as :meth:`received` does afterwards.
@@ -349,6 +393,14 @@ class Expected:
             self._closed()
             if received := self.take():
                 await received.release()
+
+
+async def _feed(worker: Worker, sizes: "asyncio.Queue[int | None]") -> None:
+    last = 0
+    while (size := await sizes.get()) is not None:
+        worker.tell(jobs.Grown(size))
+        last = size
+    worker.tell(jobs.Grown(last, True))
 
 
 def _ignore(_: int) -> None:

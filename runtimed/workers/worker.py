@@ -61,6 +61,10 @@ class Worker:
                 progress(answer.offset)
         raise Unavailable(f"{jobs.subject_of(job)}: worker process {self.pid} {await self._how_it_ended()}; try again")
 
+    def tell(self, growth: jobs.Grown) -> None:
+        """Say how far the file is that the process follows."""
+        self._writer.write(jobs.encode(growth))
+
     async def kill(self) -> None:
         """End the process and wait until it is gone, and with it what it had mounted.
 

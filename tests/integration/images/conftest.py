@@ -143,7 +143,9 @@ def events():
 @pytest.fixture
 async def channel(tmp_path, store, events):
     streams = Streams()
-    transfer = TransferService(store.content, store.db, {"native": store.snapshots}, store.pool, streams, events)
+    transfer = TransferService(
+        store.content, store.db, {store.snapshots.name: store.snapshots}, store.pool, streams, events
+    )
     async with served(
         tmp_path / "socket",
         partial(add_StreamingServicer_to_server, StreamingService(streams)),

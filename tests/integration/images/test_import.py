@@ -1,6 +1,7 @@
 import asyncio
 import gzip
 import json
+import random
 import tarfile
 
 import grpc
@@ -12,6 +13,7 @@ from runtimed.api import types_pb2
 from runtimed.metadata import images
 from runtimed.oci import manifest as manifests
 from runtimed.services.streaming import to_any, unpack
+from runtimed.workers.pool import Pool
 from tests.fakes.streams import opened, send_bytes
 from tests.images.archives import DockerArchive, oci_archive
 from tests.images.layouts import digest_of, tar_of
@@ -212,6 +214,61 @@ async def test_plain_layers_of_a_docker_archive_are_compressed_if_the_client_wan
     assert store.files(digest_of(tar), "default") == {"a": b"1" * 100_000}
 
 
+def never(*_: object) -> None:
+    raise AssertionError("a blob is read again")
+
+
+@pytest.mark.parametrize("store", ["overlayfs"], indirect=True)
+@pytest.mark.parametrize("pack_layer", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
+async def test_layers_become_files_while_they_arrive(store, import_, monkeypatch, pack_layer):
+    archive = DockerArchive()
+    tars = [tar_of({"a": random.randbytes(300_000), "b": b""}), tar_of({"b": random.randbytes(700_000)})]
+    archive.image(["app:1"], [archive.layer(n, pack_layer(tar)) for n, tar in enumerate(tars)], tars)
+    for name in ("received", "apply"):
+        monkeypatch.setattr(Pool, name, never)
+    unpack = types.UnpackConfiguration(platform=AMD64, snapshotter="overlayfs")
+    wanted = types.ImageStore(extra_references=[ANY_NAME], unpacks=[unpack])
+    await import_(archive.build(), wanted)
+    top = manifests.chain_ids([digest_of(tar) for tar in tars])[-1]
+    assert sorted((name, len(data)) for name, data in store.files(top, "default").items()) == [
+        ("a", 300_000),
+        ("b", 700_000),
+    ]
+    assert (store.left_over("default"), store.pool.busy) == ([], 0)
+    await import_(archive.build(), wanted)  # what is there is received in vain
+    assert (store.left_over("default"), store.pool.busy) == ([], 0)
+
+
+@pytest.mark.parametrize("store", ["overlayfs"], indirect=True)
+async def test_what_was_received_of_another_compression_than_the_manifest_says_does_not_count(store, layout, import_):
+    layer = layout.layer({"a": random.randbytes(300_000)}, compression="")
+    layer.descriptor["mediaType"] += "+gzip"
+    layout.image("app:1", [layer])
+    unpack = types.UnpackConfiguration(platform=AMD64, snapshotter="overlayfs")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "holds data with compression 'none'"):
+        await import_(oci_archive(layout), types.ImageStore(extra_references=[ANY_NAME], unpacks=[unpack]))
+    assert (await names(store), store.left_over("default"), store.pool.busy) == ([], [], 0)
+
+
+@pytest.mark.parametrize("store", ["overlayfs"], indirect=True)
+async def test_an_import_that_is_cancelled_ends_who_receives(store, layout, channel, transfer):
+    layout.image("app:1", [layout.layer({"a": random.randbytes(600_000)}, compression="")])
+    stream = await opened(channel, "archive")
+    unpack = types.UnpackConfiguration(platform=AMD64, snapshotter="overlayfs")
+    wanted = types.ImageStore(extra_references=[ANY_NAME], unpacks=[unpack])
+    importing = asyncio.create_task(transfer(types.ImageImportStream(stream="archive"), wanted))
+    await send_bytes(stream, oci_archive(layout)[:300_000], end=False)
+    async with asyncio.timeout(20):
+        while not store.pool.busy:  # noqa: ASYNC110 - the daemon's thread gets there later
+            await asyncio.sleep(0.005)
+        importing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await importing
+        while store.pool.busy or store.ingests("default"):  # noqa: ASYNC110 - the server hears of it later
+            await asyncio.sleep(0.005)
+    stream.cancel()
+
+
 async def test_images_without_a_name_get_one_by_digest(store, layout, import_):
     layout.image("app:1", [layout.layer({"a": b"1"})])
     archive = DockerArchive()
@@ -339,7 +396,7 @@ async def test_more_than_the_window_allows_is_refused(store, channel, transfer):
         transfer(types.ImageImportStream(stream="archive"), types.ImageStore(extra_references=[ANY_NAME]))
     )
     await stream.read()
-    await stream.write(to_any(types.Data(data=bytes(2 << 20))))
+    await stream.write(to_any(types.Data(data=bytes(3 << 20))))
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "more than its window allows"):
         await importing
 

@@ -32,6 +32,7 @@ _LASTING = {
     "file_locks": "--file-locks",
 }
 _EXTERNAL = re.compile(r"file\[[0-9a-f]{1,16}:[0-9a-f]{1,16}\]")  # mount and inode, as CRIU names a file
+_CGROUP = re.compile(r"/[^\s\"'#]+")  # what needs no quotes in CRIU's configuration
 _STREAMS = (0, 1, 2)
 _KINDS = {stat.S_IFIFO: "a FIFO or pipe", stat.S_IFREG: "a file", stat.S_IFCHR: "a device"}
 
@@ -117,7 +118,7 @@ def restore_from(path: str, bundle: str, work_path: str = "", stdio: Sequence[in
     require_criu()
     if not os.access(f"{path}/inventory.img", os.R_OK):
         raise NotFound(f"checkpoint {path}: there is no inventory.img, which CRIU begins with")
-    arguments, config = ["--image-path", path, "--work-path", work_path or _work(bundle)], ""
+    arguments, config = ["--image-path", path, "--work-path", work_path or _work(bundle)], _cgroup_config(bundle)
     notes: Any = None
     with suppress(OSError, ValueError, RecursionError):
         notes = json.loads(files.read(f"{path}/{_NOTES}"))
@@ -131,6 +132,25 @@ def restore_from(path: str, bundle: str, work_path: str = "", stdio: Sequence[in
                 if stdio and isinstance(mode, int):
                     config += _mode_config(int(fd), mode, os.fstat(stdio[fd]).st_mode)
     return Restore(arguments, config)
+
+
+def _cgroup_config(bundle: str, root: str = "/sys/fs/cgroup") -> str:
+    """Return what has CRIU put the processes below the cgroup that the spec names, whose limits they are to have.
+
+    It would make the one anew that they were in. With version 1 the runtime tells it.
+    """
+    if not os.access(f"{root}/cgroup.controllers", os.F_OK):
+        return ""
+    try:
+        path = str((json.loads(files.read(f"{bundle}/config.json")).get("linux") or {}).get("cgroupsPath") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""  # the runtime complains
+    if not path.startswith("/") and path.count(":") == 2:  # systemd's: slice, prefix and name
+        slice, prefix, name = path.split(":")
+        parts = slice.removesuffix(".slice").split("-") if slice not in ("", "-.slice") else []
+        above = "".join(f"/{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
+        path = f"{above}/{prefix}-{name}.scope"
+    return f"cgroup-root {path}\n" if _CGROUP.fullmatch(path) else ""
 
 
 def _mode_config(fd: int, saved: int, given: int) -> str:

@@ -191,6 +191,7 @@ class Cri:
     pause_image: str = "runtimed.io/pause:latest"
     default_handler: str = DEFAULT_HANDLER  # of pods that name none
     max_log_line: int = 16384  # bytes, until a line of a log is broken
+    checkpoint_images: bool = False  # may containers be restored from images? Their processes keep their old rights
     cni: Cni = Cni()
     streaming: CriStreaming = CriStreaming()
     runtimes: Mapping[str, CriRuntime] = field(default_factory=lambda: {DEFAULT_HANDLER: CriRuntime()})

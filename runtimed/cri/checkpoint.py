@@ -11,7 +11,7 @@ The archive is a tar with what the tools around CRIU (checkpointctl) look for::
     stats-dump, dump.log, container.log
 
 The container is paused while they are taken, so that processes and files belong together. What is in the making lies in
-its directory, ``checkpoint-*``: a daemon that dies meanwhile finds the container paused by that.
+its directory, ``checkpoint-*``: by that the next daemon finds what one that died meanwhile has paused, and left.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import secrets
 import shutil
 import stat
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,18 @@ async def _checkpoint(core: Core, container: Container, location: Path) -> None:
         await blocking(shutil.rmtree, directory, ignore_errors=True)
 
 
-async def recover(core: Core, container: Container) -> None:
-    """Let a container go on whose checkpoint an earlier daemon did not live to see the end of."""
-    left = await blocking(lambda: list(core.container_directory(container.id).glob("checkpoint-*")))
-    if left:
-        await _resume(core, container)
+def interrupted(core: Core) -> list[tuple[Container, list[Path]]]:
+    """Return the containers whose checkpoint an earlier daemon did not live to see the end of, with its files. Blocks.
+
+    To be looked for before there can be new ones.
+    """
+    every = ((one, list(core.container_directory(one.id).glob("checkpoint-*"))) for one in core.state.containers)
+    return [(container, directories) for container, directories in every if directories]
+
+
+async def recover(core: Core, container: Container, left: Iterable[Path]) -> None:
+    """Let a container of :func:`interrupted` go on, if it was still paused, and remove the files."""
+    await _resume(core, container)
     for directory in left:
         await blocking(shutil.rmtree, directory, ignore_errors=True)
 

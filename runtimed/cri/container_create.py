@@ -1,6 +1,5 @@
 """CreateContainer: a record and a writable layer; nothing runs yet."""
 
-import secrets
 import shutil
 import signal
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from runtimed.api import cri_pb2 as pb
 from runtimed.api import runc_options_pb2
-from runtimed.cri import mapped_volumes, records, signals
+from runtimed.cri import mapped_volumes, records, restore, signals
 from runtimed.cri.container_images import mount_images, unmount_images
 from runtimed.cri.core import Core
 from runtimed.cri.images import Image
@@ -53,13 +52,19 @@ async def create_container(core: Core, sandbox_id: str, config: pb.ContainerConf
 
 
 async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str:
-    image = await core.images.get(config.image.image)
-    container = _new(sandbox, config, image)
+    async with restore.origin(core, sandbox, config) as origin:
+        return await _make(core, _new(sandbox, config, origin), origin)
+
+
+async def _make(core: Core, container: Container, origin: restore.Origin) -> str:
+    sandbox, image, checkpoint = container.sandbox, origin.image, origin.checkpoint
     async with Rollback() as steps:
         core.state.containers.reserve(container.name, container.id)
         steps.undo("release the name", _release, core, container)
         steps.undo("remove the writable layer", core.remove_snapshot, sandbox.snapshotter, container.id, sandbox.id)
         mounts = await core.prepare(sandbox, container.id, image)
+        if checkpoint is not None:
+            await checkpoint.apply(core, mounts)
         steps.undo("take its images off", unmount_images, core, container)
         images = await mount_images(core, container)
         steps.undo("delete its directory", blocking, shutil.rmtree, core.container_directory(container.id), True)
@@ -67,6 +72,8 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
         async with core.hooks.making():
             steps.undo("tell that it has come to nothing", core.hooks.remove, container)
             record = await core.hooks.create(container, record)
+            if checkpoint is not None:
+                await checkpoint.check(container, record.spec.value)
             steps.undo("delete the record", core.db.write, records.delete, container.id)
             await core.db.write(records.create_container, record)
             if sandbox.is_stopping:
@@ -79,7 +86,8 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
     return container.id
 
 
-def _new(sandbox: Sandbox, config: pb.ContainerConfig, image: Image) -> Container:
+def _new(sandbox: Sandbox, config: pb.ContainerConfig, origin: restore.Origin) -> Container:
+    image = origin.image
     record = ContainerRecord(
         config=config.SerializeToString(),
         sandbox=sandbox.id,
@@ -88,8 +96,9 @@ def _new(sandbox: Sandbox, config: pb.ContainerConfig, image: Image) -> Containe
         created_at=time.time_ns(),
         stop_signal=_stop_signal(config, image.contents.config.config or Execution()),
         resources=config.linux.resources.SerializeToString(),
+        restored_image=origin.checkpoint.base if origin.checkpoint else "",
     )
-    return Container(id=secrets.token_hex(32), sandbox=sandbox, config=config, record=record)
+    return Container(id=origin.id, sandbox=sandbox, config=config, record=record)
 
 
 def _record(
@@ -98,10 +107,11 @@ def _record(
     """Return the record. Blocks: who the container runs as stands in its rootfs."""
     sandbox, config = container.sandbox, container.config
     handler = core.handlers.get(sandbox.handler)
-    name = config.image.user_specified_image or config.image.image
+    name = container.image.user_specified_image or container.image.image
     # Without an upperdir: taking that off has the kernel bring the whole file system below it to disk.
     root = mounted_temporarily(read_only(mounts), core.mountpoints())
-    with Rootfs(root, image.contents.chain_id, core.known_accounts) as rootfs:
+    accounts_of = "" if container.record.restored_image else image.contents.chain_id  # or they are its own
+    with Rootfs(root, accounts_of, core.known_accounts) as rootfs:
         request = ContainerSpecRequest(
             container_id=container.id,
             sandbox_id=sandbox.id,

@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from runtimed.api import cri_pb2 as pb
-from runtimed.cri import container_exit, ending
+from runtimed.cri import container_exit, ending, restore
 from runtimed.cri.attach import make_input
 from runtimed.cri.core import Core, together
 from runtimed.cri.images import NAMESPACE
@@ -47,8 +47,10 @@ async def _start(core: Core, container: Container) -> None:
             container.record.reason, container.record.message = _START_ERROR, str(exc)
             exit = Exit(pid=0, status=_START_ERROR_CODE, exited_at=time.time_ns())
             container_exit.note(core, container, exit)
+            await restore.forget(core, container)
             raise
         container.state = pb.CONTAINER_RUNNING
+        await restore.forget(core, container)
     publish(core, sandbox, container.id, pb.CONTAINER_STARTED_EVENT)
     await core.hooks.started(container)
 
@@ -65,12 +67,14 @@ async def _run(core: Core, container: Container) -> None:
     stdio = Stdio(stdin=str(stdin), stdout=output, stderr="" if tty else output, terminal=tty)
     async with Rollback() as steps:
         steps.undo("remove the task", ending.end, core, container.id)
-        new = NewTask(id=container.id, rootfs=mounts, stdio=stdio)
+        new = NewTask(id=container.id, rootfs=mounts, stdio=stdio, options=await restore.task_options(core, container))
         async with mapped_volumes(core, container):
-            container.pid = await core.tasks.create(NAMESPACE, new)
+            await core.tasks.create(NAMESPACE, new)
         container.record.started_at = time.time_ns()
         # Whatever happens from here on, it counts as one that has run.
-        await together(core.save(container.id, container.record), core.tasks.start(NAMESPACE, container.id, ""))
+        _, container.pid = await together(
+            core.save(container.id, container.record), core.tasks.start(NAMESPACE, container.id, "")
+        )
         steps.commit()
 
 

@@ -22,7 +22,7 @@ def container_status(container: Container) -> pb.ContainerStatus:
         started_at=record.started_at,
         finished_at=record.finished_at,
         exit_code=record.exit_code,
-        image=config.image,
+        image=container.image,
         image_ref=record.image_ref or record.image,
         image_id=record.image,
         reason=_reason(container),

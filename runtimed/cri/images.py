@@ -41,6 +41,7 @@ NAMESPACE = "k8s.io"
 MANAGED = {"io.cri-containerd.image": "managed"}
 PINNED = {"io.cri-containerd.pinned": "pinned"}
 
+_CHECKPOINT = frozenset(("org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name"))
 _HEX = frozenset("0123456789abcdef")
 _DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io", "auth.docker.io"})
 _LARGEST_UID = 2**32 - 2
@@ -55,6 +56,7 @@ class Contents:
     chain_id: str  # of the top layer; "" without layers
     size: int  # bytes of config and layers, as they are kept
     config_json: bytes
+    is_checkpoint: bool = False  # of a container, rather than an image to make one of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,12 +270,15 @@ class Images:
 
     def _contents(self, target: Descriptor) -> Contents:
         descriptor = target
+        annotations: set[str] = set()
         document = self._read(descriptor, manifest.MAX_SIZE)
         if descriptor.media_type in manifest.INDEXES:
-            entries = manifest.parse_index(descriptor, document).manifests
-            descriptor = platforms.select(entries, platforms.host(), f"image {target.digest}")
+            index = manifest.parse_index(descriptor, document)
+            annotations.update(index.annotations or ())
+            descriptor = platforms.select(index.manifests, platforms.host(), f"image {target.digest}")
             document = self._read(descriptor, manifest.MAX_SIZE)
         parsed = manifest.parse_manifest(descriptor, document)
+        annotations.update(parsed.annotations or ())
         data = self._read(parsed.config, manifest.MAX_CONFIG_SIZE)
         config = manifest.parse_config(parsed.config, data)
         chain = manifest.chain_ids(config.rootfs.diff_ids or ())
@@ -283,6 +288,7 @@ class Images:
             chain_id=chain[-1] if chain else "",
             size=parsed.config.size + sum(layer.size for layer in parsed.layers or ()),
             config_json=data,
+            is_checkpoint=not _CHECKPOINT.isdisjoint(annotations),
         )
 
     def _read(self, descriptor: Descriptor, limit: int) -> bytes:

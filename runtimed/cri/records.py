@@ -63,6 +63,7 @@ class ContainerRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     stop_signal: int = 0
     image_mounts: dict[str, str] = {}  # IDs of images by their paths in the container
     resources: bytes = b""  # LinuxContainerResources, as changed last
+    restored_image: str = ""  # the name of the image that the checkpoint was of which it goes on from; "": it does not
 
 
 R = TypeVar("R", SandboxRecord, ContainerRecord)

@@ -18,6 +18,7 @@ from runtimed.cri import (
     mapped_volumes,
     network,
     records,
+    restore,
     sandbox_files,
 )
 from runtimed.cri.core import Core
@@ -48,6 +49,7 @@ async def recover(core: Core) -> None:
             _load(core, container)
         except (msgspec.MsgspecError, DecodeError, RuntimedError) as exc:
             log.error("a record of CRI cannot be read", extra={"container": container.id, "error": str(exc)})
+    checkpoints = await blocking(checkpoint.interrupted, core)
     turns = asyncio.Semaphore(_AT_ONCE)
 
     async def take(one: Sandbox | Container) -> None:
@@ -59,6 +61,8 @@ async def recover(core: Core) -> None:
             _take_container(core, one, process)
 
     await asyncio.gather(*map(take, core.state.sandboxes), *map(take, core.state.containers))
+    for paused, directories in checkpoints:
+        core.spawn(checkpoint.recover(core, paused, directories))
     # Looked for now: what is there once pods are made again may be theirs.
     left = await blocking(left_over, core, {one.id for one in found})
     core.spawn(_sweep(core, left))
@@ -66,13 +70,14 @@ async def recover(core: Core) -> None:
 
 def left_over(core: Core, recorded: set[str]) -> list[tuple[Callable[[Path], None], Path]]:
     """Return what belongs to no pod or container, with what removes it: it was being made or removed. Blocks."""
-    places = (
+    places: tuple[tuple[Callable[[Path], None], list[Path]], ...] = (
         (network.unpin, list(map(Path, core.network.namespaces()))),
         (sandbox_files.delete, _directories(core.directory / "sandboxes")),
         (container_images.unmount, _directories(core.directory / "containers")),
         (_remove_tree, _directories(core.root / "containers")),
     )
-    return [(remove, path) for remove, paths in places for path in paths if path.name not in recorded]
+    unknown = [(remove, path) for remove, paths in places for path in paths if path.name not in recorded]
+    return [*unknown, *((_remove_tree, path) for path in restore.leftovers(core))]
 
 
 async def _sweep(core: Core, left: Sequence[tuple[Callable[[Path], None], Path]]) -> None:
@@ -163,8 +168,5 @@ def _take_container(core: Core, container: Container, process: Process | None) -
             container.state = pb.CONTAINER_UNKNOWN
         case Status.CREATED:  # a start that the daemon did not live to see the end of
             core.spawn(container_exit.remove_unstarted(core, container))
-        case Status.PAUSED:
-            container.state = pb.CONTAINER_RUNNING
-            core.spawn(checkpoint.recover(core, container))
         case _:
             container.state = pb.CONTAINER_RUNNING

@@ -86,13 +86,18 @@ class Container:
         directory, path = self.sandbox.config.log_directory, self.config.log_path
         return f"{directory.rstrip('/')}/{path}" if directory and path else ""
 
+    @property
+    def image(self) -> pb.ImageSpec:
+        """What its files are of."""
+        return pb.ImageSpec(image=name) if (name := self.record.restored_image) else self.config.image
+
     def summary(self) -> pb.Container:
         """Return what the list has of it."""
         return pb.Container(
             id=self.id,
             pod_sandbox_id=self.sandbox.id,
             metadata=self.config.metadata,
-            image=self.config.image,
+            image=self.image,
             image_ref=self.record.image,
             image_id=self.record.image,
             state=self.state,

@@ -47,7 +47,8 @@ def create_command(settings: Settings, is_pulled: bool, id: str, container_confi
     """Create a container in a pod, from files that describe both; print its ID. 'rctl cri start' starts it.
 
     CONTAINER-FILE is a ContainerConfig of CRI in JSON or YAML: 'metadata: {name: web}' and 'image: {image: nginx}' are
-    enough. POD-FILE is what the pod was run from.
+    enough. POD-FILE is what the pod was run from. The image may be the path of an archive on the daemon's host, made
+    by 'rctl cri checkpoint': when it is started the container goes on from there.
 
     \b
     rctl cri create web container.yaml pod.yaml
@@ -100,7 +101,7 @@ async def _run_pod(client: Client, config: pb.PodSandboxConfig, handler: str) ->
 async def _create(
     client: Client, pod: str, container: pb.ContainerConfig, config: pb.PodSandboxConfig, is_pulled: bool
 ) -> str:
-    if is_pulled:
+    if is_pulled and not container.image.image.startswith("/"):
         await client.call(IMAGES.PullImage, pb.PullImageRequest(image=container.image, sandbox_config=config))
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=container, sandbox_config=config)
     return str((await client.call(RUNTIME.CreateContainer, request)).container_id)

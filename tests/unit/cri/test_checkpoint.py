@@ -86,12 +86,17 @@ async def test_a_container_that_a_checkpoint_has_paused_goes_on_after_a_restart(
         resumed.append(id)
         raise FailedPrecondition("not paused")
 
-    core: Any = SimpleNamespace(tasks=SimpleNamespace(resume=resume), container_directory=lambda id: tmp_path / id)
+    container: Any = SimpleNamespace(id="c")
+    core: Any = SimpleNamespace(
+        tasks=SimpleNamespace(resume=resume),
+        container_directory=lambda id: tmp_path / id,
+        state=SimpleNamespace(containers=[container]),
+    )
     (tmp_path / "c").mkdir()
     if left:
         (tmp_path / "c/checkpoint-1234").mkdir()
-    container: Any = SimpleNamespace(id="c")
-    await checkpoint.recover(core, container)
+    for interrupted, directories in checkpoint.interrupted(core):
+        await checkpoint.recover(core, interrupted, directories)
     assert resumed == ["c"] * left
     assert not list((tmp_path / "c").iterdir())
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from runtimed import config
+from runtimed.api import cri_pb2 as pb
 from runtimed.cri import network as networks
 from runtimed.cri import recovery
 from runtimed.cri.network import Network
@@ -56,6 +57,19 @@ async def test_what_nothing_explains_goes_and_what_comes_meanwhile_stays(core):
     (core.network.directory / "new").touch()
     await recovery._sweep(core, left)
     assert names(core) == [["known", "new"]] * 4
+
+
+@pytest.mark.root
+async def test_what_a_container_has_been_restored_from_goes_and_what_it_is_to_be_stays(core):
+    for id, state in (("known", pb.CONTAINER_RUNNING), ("made", pb.CONTAINER_CREATED), ("over", pb.CONTAINER_EXITED)):
+        (core.root / "containers" / id / "restore/checkpoint").mkdir(parents=True)
+        (core.root / "containers" / id / "volumes").mkdir(exist_ok=True)
+        record = SimpleNamespace(restored_image="image")
+        core.state.containers.add(SimpleNamespace(id=id, state=state, record=record))
+    core.container_directory = lambda id: core.root / "containers" / id
+    await recovery._sweep(core, recovery.left_over(core, {"known", "made", "over"}))
+    kept = {str(path.relative_to(core.root / "containers")) for path in (core.root / "containers").glob("*/*")}
+    assert kept == {"known/volumes", "made/volumes", "made/restore", "over/volumes"}
 
 
 @pytest.mark.root

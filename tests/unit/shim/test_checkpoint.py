@@ -125,3 +125,33 @@ def test_a_stream_may_have_other_permissions_than_the_one_it_replaces_but_is_of_
 def test_a_directory_without_images_is_no_checkpoint(tmp_path):
     with pytest.raises(NotFound, match="no inventory.img"):
         checkpoint.restore_from(str(tmp_path / "none"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/pods/one", "cgroup-root /pods/one\n"),
+        ("kubepods-burstable.slice:cri:one", "cgroup-root /kubepods.slice/kubepods-burstable.slice/cri-one.scope\n"),
+        ("-.slice:cri:one", "cgroup-root /cri-one.scope\n"),
+        ("relative", ""),
+        ("/with space", ""),
+        ("/a\nexec-cmd", ""),
+        ("/a#b", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_processes_come_back_in_the_cgroup_that_the_spec_names(tmp_path, path, told):
+    (tmp_path / "cgroup.controllers").touch()
+    (tmp_path / "config.json").write_text(json.dumps({"linux": {"cgroupsPath": path}}))
+    assert checkpoint._cgroup_config(str(tmp_path), str(tmp_path)) == told
+    (tmp_path / "cgroup.controllers").unlink()
+    assert checkpoint._cgroup_config(str(tmp_path), str(tmp_path)) == ""  # version 1, where the runtime says it
+
+
+@pytest.mark.parametrize("spec", [None, "", "[]", '{"linux": null}', '{"linux": []}'])
+def test_a_spec_that_names_no_cgroup_is_none_of_crius_affair(tmp_path, spec):
+    (tmp_path / "cgroup.controllers").touch()
+    if spec is not None:
+        (tmp_path / "config.json").write_text(spec)
+    assert checkpoint._cgroup_config(str(tmp_path), str(tmp_path)) == ""

@@ -79,7 +79,7 @@ def test_if_the_records_cannot_be_written_none_of_several_is_removed(overlay, ro
     commit(overlay, "one")
     commit(overlay, "two")
 
-    def full(key: str) -> str:
+    def full(key):
         if key == "two":
             raise ResourceExhausted("no space")
         return remove(key)

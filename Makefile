@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vm test-nri bench test-unit check lint types proto fresh format clean
+.PHONY: help demo test test-vm test-nri test-docker bench test-unit check lint types proto fresh format clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -22,6 +22,10 @@ test-vm: ## in guests: cgroup v2, other kernels, crun, criu, power cuts (as root
 test-nri: ## NRI with a plugin in Go, on the library that plugins are written with (as root; 2 minutes)
 	@.ci/setup nri
 	@$(PYTHON) -m pytest -q tests/nri $(ARGS)
+
+test-docker: ## Docker with containerd's image store, and BuildKit (as root, on Debian 13; 1 minute)
+	@.ci/setup docker
+	@$(PYTHON) -m pytest -q tests/docker $(ARGS)
 
 bench: ## compare with Debian's containerd (as root, a quiet machine): make bench ARGS="run fleet --runs 30"
 	@.ci/setup test

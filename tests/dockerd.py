@@ -1,5 +1,6 @@
 """Debian's dockerd on a daemon of ours, with everything it has in a directory and a network namespace of its own."""
 
+import json
 import signal
 import subprocess
 import time
@@ -18,12 +19,16 @@ IMAGE = "box"
 class Dockerd:
     """One dockerd. ``start`` may follow ``stop`` or ``kill``: the directory stays."""
 
-    def __init__(self, base: Path, daemon: PrivateDaemon, *arguments: str) -> None:
+    def __init__(
+        self, base: Path, daemon: PrivateDaemon, *arguments: str, configuration: dict[str, Any] | None = None
+    ) -> None:
+        """*configuration* is what daemon.json says; without one Docker's own image store is used."""
         self.base = base
         self.daemon = daemon
         self.socket = base / "docker.sock"
         self.log = base / "log"
         self._arguments = arguments
+        self._configuration = configuration or {"storage-driver": "overlay2"}
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -36,7 +41,6 @@ class Dockerd:
             "host": f"unix://{self.socket}",
             "containerd": self.daemon.address,
             "cgroup-parent": self.daemon.cgroup_parent,
-            "storage-driver": "overlay2",
         }
         off = ("iptables", "ip6tables", "userland-proxy")
         return [
@@ -49,7 +53,7 @@ class Dockerd:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        (self.base / "daemon.json").write_text("{}")
+        (self.base / "daemon.json").write_text(json.dumps(self._configuration))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -94,10 +98,12 @@ class Dockerd:
 
 
 @contextmanager
-def private_dockerd(daemon: PrivateDaemon, base: Path, *arguments: str) -> Iterator[Dockerd]:
+def private_dockerd(
+    daemon: PrivateDaemon, base: Path, *arguments: str, kind: type[Dockerd] = Dockerd, **options: Any
+) -> Iterator[Dockerd]:
     """Run a dockerd, with an image called :data:`IMAGE`, on *daemon* until the block ends, with all its containers."""
     base.mkdir()
-    dockerd = Dockerd(base, daemon, *arguments)
+    dockerd = kind(base, daemon, *arguments, **options)
     try:
         dockerd.start()
         _import_busybox(dockerd)

@@ -6,9 +6,10 @@ import, rctl never uses, or seldom; that is loaded when something is first asked
 
 import gc
 import importlib
+import signal
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -118,6 +119,7 @@ def postpone() -> None:
         importlib.import_module(importer)
         del sys.modules[spared]  # others may need it
     importlib.import_module("click")
+    signal.valid_signals = cache(signal.valid_signals)  # 0.06 ms; asyncio asks whenever it gets or loses a handler
     for name in _FOR_IMPORTERS & later.keys():
         for attribute in given[name]:
             del vars(later[name])[attribute]  # that was for msgspec, click and logging; others get the true ones

@@ -116,10 +116,11 @@ def by_magic(start: bytes) -> Compression:
     return Compression.NONE
 
 
-def detected(file: Readable) -> Readable:
-    """Return the uncompressed contents of *file*, however it is compressed."""
+def detected(file: Readable) -> tuple[Compression, Readable]:
+    """Return how *file* is compressed, and its uncompressed contents."""
     start = _start(file)
-    return uncompressed(_Prefixed(start, file), by_magic(start))
+    kind = by_magic(start)
+    return kind, uncompressed(_Prefixed(start, file), kind)
 
 
 def _start(file: Readable) -> bytes:

@@ -68,7 +68,7 @@ def read(stream: Readable, media_type: str, staging: Staging) -> Archive:
     """
     archive = Archive()
     with about("image archive"):
-        source = stream if media_type else compression.detected(stream)
+        source = stream if media_type else compression.detected(stream)[1]
         reader = TarReader(source.read)
         for entry in reader:
             _add(archive, entry, reader, staging)

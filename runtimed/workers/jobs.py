@@ -33,7 +33,7 @@ class Receive(msgspec.Struct, frozen=True, kw_only=True, tag="receive"):
 class Follow(msgspec.Struct, frozen=True, tag="follow"):
     """Do what :class:`Receive` does, of a file that grows: as messages :class:`Grown` say, up to the last of them.
 
-    How it is compressed, its bytes tell.
+    How it is compressed, its bytes tell. If it is not, its digest is the diff ID, and whoever writes it has that.
     """
 
     path: Path

@@ -10,7 +10,7 @@ from typing import Self
 
 from runtimed.diff import compression
 from runtimed.diff.apply import Applied, apply
-from runtimed.diff.compression import Readable
+from runtimed.diff.compression import Compression, Readable
 from runtimed.diff.erofs import MustExtract
 from runtimed.errors import FailedPrecondition, Internal, ResourceExhausted, RuntimedError, Unavailable, os_errors
 from runtimed.linux.syncfs import syncfs
@@ -112,8 +112,12 @@ class _Jobs:
     def _follow(self, job: jobs.Follow, lines: Iterator[bytes]) -> jobs.Done:
         self._let_go()
         self._file = self._received.enter_context(LayerFile(job.directory))
-        with Growing(job, lines) as file, read_ahead(compression.detected(file)) as layer:
-            applied = self._file.receive(layer)
+        with Growing(job, lines) as file:
+            kind, layer = compression.detected(file)
+            if kind is Compression.NONE:
+                return jobs.Done(size=self._file.receive_unhashed(layer))
+            with read_ahead(layer) as ahead:
+                applied = self._file.receive(ahead)
         return jobs.Done(digest=applied.diff_id, size=applied.size)
 
     def _finish(self, job: jobs.Finish) -> jobs.Done:

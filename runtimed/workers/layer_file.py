@@ -42,8 +42,13 @@ class LayerFile:
     def receive(self, layer: Readable) -> Applied:
         """Write the uncompressed *layer*; return its diff ID and size. Raises InvalidArgument, OSError."""
         source = _Hashed(layer)
-        self._received = erofs.receive(source, self._fd)
-        return Applied(f"sha256:{source.hash.hexdigest()}", self._received.tar_size)
+        size = self.receive_unhashed(source)
+        return Applied(f"sha256:{source.hash.hexdigest()}", size)
+
+    def receive_unhashed(self, layer: Readable) -> int:
+        """Write the uncompressed *layer*, whose diff ID somebody else finds; return its size. Raises as receive."""
+        self._received = erofs.receive(layer, self._fd)
+        return self._received.tar_size
 
     def finish(self, mounts: Sequence[Mount], mountpoint: Path, target: Path) -> None:
         """Add the index, for the active snapshot that *mounts* show, and call the file *target* when it is on disk.

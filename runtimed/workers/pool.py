@@ -138,7 +138,8 @@ class Pool:
     async def follow(self, path: Path, directory: Path, sizes: "asyncio.Queue[int | None]") -> "Received | None":
         """Receive the layer in the file *path* as :meth:`received` does, while it grows: to *sizes*, None at its end.
 
-        A process is taken if one is free for fetching. None: none was, or the file is no layer, or it failed.
+        Its diff ID is not known if it is not compressed. A process is taken if one is free for fetching. None: none
+        was, or the file is no layer, or it failed.
         """
         if self._fetching.locked():
             return None
@@ -176,6 +177,10 @@ class Pool:
             compression.of(expected.media_type, start)
         except InvalidArgument:  # who unpacks it meets the same error, and tells
             return False
+        if not received.applied.diff_id:  # of a layer that is not compressed
+            if not digest.startswith("sha256:"):
+                return False
+            received.applied = Applied(digest, received.applied.size)
         return expected.give(received)
 
     def expect(self, digest: str, media_type: str, directory: Path, closed: Callable[[], None]) -> "Expected | None":

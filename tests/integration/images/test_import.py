@@ -234,9 +234,9 @@ async def test_layers_become_files_while_they_arrive(store, import_, monkeypatch
         ("a", 300_000),
         ("b", 700_000),
     ]
-    assert (store.left_over("default"), store.pool.busy) == ([], 0)
+    assert (store.ingests("default"), store.pool.busy) == ({}, 0)
     await import_(archive.build(), wanted)  # what is there is received in vain
-    assert (store.left_over("default"), store.pool.busy) == ([], 0)
+    assert (store.ingests("default"), store.pool.busy) == ({}, 0)
 
 
 @pytest.mark.parametrize("store", ["overlayfs"], indirect=True)
@@ -247,7 +247,7 @@ async def test_what_was_received_of_another_compression_than_the_manifest_says_d
     unpack = types.UnpackConfiguration(platform=AMD64, snapshotter="overlayfs")
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "holds data with compression 'none'"):
         await import_(oci_archive(layout), types.ImageStore(extra_references=[ANY_NAME], unpacks=[unpack]))
-    assert (await names(store), store.left_over("default"), store.pool.busy) == ([], [], 0)
+    assert (await names(store), store.ingests("default"), store.pool.busy) == ([], {}, 0)
 
 
 @pytest.mark.parametrize("store", ["overlayfs"], indirect=True)

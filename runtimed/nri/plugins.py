@@ -232,11 +232,15 @@ class Plugins:
             await process.end()
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_closing:  # it was accepted a moment before
+            writer.close()
+            return
         if len(self._tasks) >= _MOST_CONNECTIONS:
             log.warning("an NRI plugin was turned away: there are %d connections", len(self._tasks))
             writer.close()
             return
-        self._spawn(self._serve(reader, writer))
+        # Also of a task that is cancelled before it has begun.
+        self._spawn(self._serve(reader, writer)).add_done_callback(lambda _: writer.close())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A plugin that has connected itself, from its registration to its end."""
@@ -283,10 +287,11 @@ class Plugins:
     def _timeout_s(self) -> float:
         return self._settings.request_timeout_ms / 1000
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 # Whatever ends, ends, whether a plugin is there or not.

@@ -260,6 +260,29 @@ async def test_trash_does_no_harm(node, trash):
             writer.close()
 
 
+async def test_who_connects_at_the_very_end_is_let_go(node, tmp_path):
+    async with node(registration_timeout_ms=100_000) as plugins, asyncio.timeout(20):
+        serve = plugins._connected
+
+        def cancelled_at_once(*streams):
+            serve(*streams)
+            for task in plugins._tasks:
+                task.cancel()  # before it has begun
+
+        plugins._listener._connected = cancelled_at_once
+        assert await what_is_read(tmp_path / "s") == b""
+        plugins._listener._connected = serve
+        plugins._is_closing = True  # as if close() had come between its connection and this
+        assert await what_is_read(tmp_path / "s") == b""
+
+
+async def what_is_read(path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        sock.connect(str(path))
+        return await asyncio.get_running_loop().sock_recv(sock, 1)
+
+
 async def test_the_socket_is_roots_and_goes_with_the_daemon(node, tmp_path, runtime):
     path = tmp_path / "s"
     async with node() as plugins:

@@ -181,19 +181,28 @@ def test_debians_containerd_takes_what_we_export(daemon, plain, tmp_path):
     home = Path(tempfile.mkdtemp(prefix="rtd-"))  # sockets have short names
     flags = ["--config", tmp_path / "config.toml", "--root", tmp_path / "root", "--state", home, "-a", home / "c.sock"]
 
-    def ctr(*arguments):
-        command = ["ctr", "--address", home / "c.sock", "--connect-timeout", "30s", *arguments]
+    def ctr(*arguments, check=True):
+        command = ["ctr", "--address", home / "c.sock", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert not check or done.returncode == 0, done.stderr
+        return done.returncode
 
-    with (home / "log").open("wb") as log, subprocess.Popen(["containerd", *flags], stdout=log, stderr=log) as other:
-        try:
-            ctr("images", "import", "--snapshotter", "native", tmp_path / "ours.tar")
-            ctr("images", "export", tmp_path / "theirs.tar", "example.org/both:1")
-        finally:
-            other.terminate()
-    shutil.rmtree(home)
+    try:
+        with (
+            (tmp_path / "log").open("wb") as log,
+            subprocess.Popen(["containerd", *flags], stdout=log, stderr=log) as it,
+        ):
+            try:
+                deadline = time.monotonic() + 30
+                while ctr("version", check=False):  # its socket is there before anybody listens
+                    assert it.poll() is None, (tmp_path / "log").read_text()
+                    assert time.monotonic() < deadline
+                ctr("images", "import", "--snapshotter", "native", tmp_path / "ours.tar")
+                ctr("images", "export", tmp_path / "theirs.tar", "example.org/both:1")
+            finally:
+                it.terminate()
+    finally:
+        shutil.rmtree(home)
     assert list(members_of((tmp_path / "theirs.tar").read_bytes())) == list(
         members_of((tmp_path / "ours.tar").read_bytes())
     )

@@ -31,6 +31,8 @@ _ADJECTIVES = (
 )
 _ANIMALS = "badger crane deer eagle falcon finch fox hare heron lynx marten otter owl raven robin seal stork wren"
 
+_Done = list[Callable[[], Awaitable[None]]]  # what undoes each step that has been done
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to create."""
@@ -80,24 +82,19 @@ async def create(client: Connection, plan: Plan, options: Options, steps: Rollba
         snapshotter=plan.snapshotter,
         snapshot_key=plan.id,
     )
-    undo = _Undo()
-    steps.undo("remove the container and its snapshot", undo.run)
+    done: _Done = []
+    steps.undo("remove the container and its snapshot", _undo, done)
     # The record is sent, and written, first: without it the snapshot could be collected, as nothing referred to it.
-    _, mounts = await together(_create_record(client, record, undo), _prepare(client, plan, undo))
-    return mounts  # type: ignore[no-any-return]
+    mounts: list[types.Mount]
+    _, mounts = await together(_create_record(client, record, done), _prepare(client, plan, done))
+    return mounts
 
 
-class _Undo:
-    """What undoes the steps that have been done, side by side."""
-
-    def __init__(self) -> None:
-        self.steps: list[Callable[[], Awaitable[None]]] = []
-
-    async def run(self) -> None:
-        await together(*(step() for step in self.steps))
+async def _undo(done: _Done) -> None:
+    await together(*(undo() for undo in done))
 
 
-async def _create_record(client: Connection, record: containers.Container, undo: _Undo) -> None:
+async def _create_record(client: Connection, record: containers.Container, done: _Done) -> None:
     try:
         request = containers.CreateContainerRequest(container=record)
         await client.call(service(containers, "Containers").Create, request)
@@ -105,10 +102,10 @@ async def _create_record(client: Connection, record: containers.Container, undo:
         # Not undone: were the ID taken by then, it would be somebody else's that is deleted.
         exc.add_note(f"container {record.id!r} may have been made; see 'rctl ps -a'")
         raise
-    undo.steps.append(lambda: delete_container(client, record.id))
+    done.append(lambda: delete_container(client, record.id))
 
 
-async def _prepare(client: Connection, plan: Plan, undo: _Undo) -> list[types.Mount]:
+async def _prepare(client: Connection, plan: Plan, done: _Done) -> list[types.Mount]:
     prepare = service(snapshots, "Snapshots").Prepare
     request = snapshots.PrepareSnapshotRequest(snapshotter=plan.snapshotter, key=plan.id, parent=plan.image.chain_id)
     try:
@@ -116,7 +113,7 @@ async def _prepare(client: Connection, plan: Plan, undo: _Undo) -> list[types.Mo
     except NotFound:
         await _ensure_unpacked(client, plan)
         prepared = await client.call(prepare, request)
-    undo.steps.append(lambda: remove_snapshot(client, plan.snapshotter, plan.id))
+    done.append(lambda: remove_snapshot(client, plan.snapshotter, plan.id))
     return list(prepared.mounts)
 
 
